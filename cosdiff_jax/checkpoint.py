@@ -1,0 +1,203 @@
+"""Saving a run and finding it again: train state, averaged weights, data iterator, config.
+
+Orbax writes each step into a temporary folder and renames it, so a killed save leaves no folder
+that looks whole. A disk can still lose or garble bytes afterwards; therefore every finished step
+is sealed with the size and CRC of each of its files, and a step whose seal does not match is
+passed over in favour of the one before it.
+"""
+
+import dataclasses
+import json
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from cosdiff_jax.shapes import Params, TrainState
+
+_SEAL = "seal.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a checkpoint gave back."""
+
+    state: TrainState
+    data: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one working directory.
+
+    Args:
+      workdir: the run's folder, local or on a bucket; checkpoints go to ``workdir/checkpoints``.
+      keep: how many of the newest to keep; one more than one is what makes falling back possible.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep: int = 2):
+        self.folder = epath.Path(workdir) / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.folder.resolve() if "://" not in str(workdir) else self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=max(keep, 1),
+                create=True,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+            ),
+            item_names=("state", "data", "config"),
+        )
+
+    def steps(self) -> list[int]:
+        """The finished steps, newest first."""
+        return sorted(self._manager.all_steps(read=True), reverse=True)
+
+    def save(self, state: TrainState, data: dict[str, Any], config: dict[str, Any]) -> None:
+        """Write one step and seal it. Saving a step that is there already does nothing.
+
+        Args:
+          state: the train state; its ``step`` names the checkpoint.
+          data: the data iterator's own state (JSON).
+          config: the resolved config (JSON).
+        """
+        step = int(state.step)
+        if step in self.steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(config),
+            ),
+        )
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            folder = self.folder / str(step)
+            (folder / _SEAL).write_text(json.dumps(_digest(folder)))
+
+    def restore(self, like: TrainState, *, repair: bool = False) -> Restored | None:
+        """The newest step that is whole, or None where there is none.
+
+        Args:
+          like: the state's shapes, dtypes and shardings (``jax.ShapeDtypeStruct`` leaves).
+          repair: move damaged newer steps to ``workdir/damaged``: a run that goes on from an
+            older step will come past them again and must be able to save them.
+
+        Raises:
+          ValueError: every checkpoint present is damaged; starting anew would bury the run.
+        """
+        steps = self.steps()
+        for position, step in enumerate(steps):
+            reason = self._damage(step)
+            if reason is None:
+                try:
+                    items = self._manager.restore(
+                        step,
+                        args=ocp.args.Composite(
+                            state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()
+                        ),
+                    )
+                    if repair:
+                        self._set_aside(steps[:position])
+                    return Restored(state=items["state"], data=items["data"], step=step)
+                except Exception as error:  # Orbax and TensorStore raise many kinds
+                    reason = str(error).split("\n")[0][:200]
+            older = steps[position + 1] if position + 1 < len(steps) else None
+            instead = f"using step {older} instead" if older is not None else "no older one is left"
+            _log.warning("checkpoint %d is damaged (%s); %s", step, reason, instead)
+        if steps:
+            raise ValueError(
+                f"all checkpoints in {self.folder} are damaged; "
+                "move that folder away to start the run anew"
+            )
+        return None
+
+    def config(self) -> dict[str, Any] | None:
+        """The config of the newest step whose config can be read."""
+        for step in self.steps():
+            try:
+                return self._manager.restore(
+                    step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+                )["config"]
+            except Exception as error:
+                _log.warning("config of checkpoint %d cannot be read: %s", step, error)
+        return None
+
+    def ema(self, like: TrainState) -> tuple[int, Params]:
+        """Averaged weights of the newest whole step, for inference: ``(step, params)``.
+
+        Raises:
+          ValueError: there is no checkpoint.
+        """
+        restored = self.restore(like)
+        if restored is None:
+            raise ValueError(f"no checkpoint in {self.folder}")
+        return restored.step, restored.state.ema
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.close()
+
+    def _damage(self, step: int) -> str | None:
+        folder = self.folder / str(step)
+        try:
+            seal = json.loads((folder / _SEAL).read_text())
+        except (OSError, ValueError):
+            return "it was never sealed: the save did not finish"
+        now = _digest(folder)
+        for name, expected in seal.items():
+            if name not in now:
+                return f"{name} is missing"
+            if now[name] != expected:
+                return f"{name} has changed since it was written"
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self.folder.parent / "damaged" / str(step)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    target.rmtree()
+                (self.folder / str(step)).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager.reload()
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays: what ``restore`` wants to know."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            yield from _files(entry)
+        elif entry.name != _SEAL:
+            yield entry
+
+
+def _digest(folder: epath.Path) -> dict[str, list[int]]:
+    """Size and CRC-32 by relative path. A bucket checks its own bytes: there only sizes are read."""
+    remote = "://" in str(folder)
+    found = {}
+    for path in _files(folder):
+        name = str(path.relative_to(folder))
+        if remote:
+            found[name] = [path.stat().length, 0]
+            continue
+        crc, size = 0, 0
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+        found[name] = [size, crc]
+    return found

@@ -1,0 +1,133 @@
+"""Where every array lives: the mesh, one table for parameters, one rule for batches.
+
+The mesh has the axes ("data", "fsdp", "tensor"). Rows of a batch are split over data and fsdp
+together; parameters over fsdp and tensor by the table RULES, matched on their path. Optimizer
+moments and averaged weights have paths that end like their parameter's and so land beside it.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+from cosdiff_jax.shapes import Batch
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = Spec(("data", "fsdp"))
+
+# Pattern on the end of the path -> placement of the last dimensions (layer axes of nn.scan lead).
+# First match wins. Projections into heads or into the wide MLP are split on their output,
+# projections back to the residual stream on their input, so that a pair needs one all-reduce.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(^|/)(out|down|proj_out|o_proj|mlp_out|fc2)(_proj)?/kernel$", ("tensor", "fsdp")),
+    (r"(^|/)embed\w*/embedding$", ("tensor", "fsdp")),
+    (r"/kernel$", ("fsdp", "tensor")),
+    (r"(embedding|position\w*|table|token|modulation)$", (None, "fsdp")),
+    (r"(bias|scale|temperature|count|step|mini_step|gradient_step|skip_state\w*)$", ()),
+)
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; one size may be -1 and takes what is left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) == 1:
+        rest = int(np.prod([size for size in sizes if size != -1]))
+        sizes[sizes.index(-1)] = devices // rest
+    if any(size < 1 for size in sizes) or int(np.prod(sizes)) != devices:
+        raise ValueError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} device(s)"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> Spec:
+    """The placement of one parameter.
+
+    A dimension that an axis does not divide stays whole on that axis.
+
+    Raises:
+      ValueError: no rule matches the path.
+    """
+    if not shape:
+        return Spec()
+    for pattern, placement in RULES:
+        if re.search(pattern, path):
+            placement = placement[-len(shape) :] if placement else ()
+            full = (None,) * (len(shape) - len(placement)) + placement
+            return Spec(
+                *(
+                    axis if axis and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(full, shape, strict=True)
+                )
+            )
+    raise ValueError(f"no sharding rule matches parameter {path!r} of shape {shape}")
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """NamedSharding for every leaf of a tree of arrays or shapes."""
+
+    def one(path: tuple, leaf: Any) -> NamedSharding:
+        name = "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
+        return NamedSharding(mesh, spec(name, tuple(leaf.shape), mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def put(tree: Any, mesh: Mesh) -> Any:
+    """Move a tree of host arrays (the same on every host) to its place on the mesh."""
+    return jax.tree.map(
+        lambda leaf, where: jax.make_array_from_callback(
+            np.shape(leaf), where, lambda index, leaf=leaf: np.asarray(leaf)[index]
+        ),
+        tree,
+        place(tree, mesh),
+    )
+
+
+def to_device(rows: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+    """This host's rows of a batch become one global Batch, split over data and fsdp.
+
+    Raises:
+      ValueError: a leading dimension is not divisible by the number of row shards.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    names = {"tokens": "data.prompts", "images": "data.prompts x data.samples"}
+    for name, value in rows.items():
+        number = value.shape[0] * jax.process_count()
+        if number % shards:
+            raise ValueError(
+                f"{names.get(name, name)} = {number} rows cannot be split over "
+                f"{shards} devices (mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']})"
+            )
+    if jax.process_count() > 1:
+        made = multihost_utils.host_local_array_to_global_array(rows, mesh, ROWS)
+    else:
+        made = jax.device_put(rows, NamedSharding(mesh, ROWS))
+    return Batch(**made)
+
+
+def constrain(x: jax.Array, placement: Spec = ROWS) -> jax.Array:
+    """Pin an activation's placement at the end of a block; without a mesh nothing happens."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, placement)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device: for scalars and keys."""
+    return NamedSharding(mesh, Spec())
+
+
+def mean_over_rows(logs: dict[str, jax.Array]) -> dict[str, float]:
+    """Scalars of one step, as Python floats on this host."""
+    return {name: float(jnp.asarray(value)) for name, value in logs.items()}
