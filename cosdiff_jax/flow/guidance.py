@@ -1,0 +1,92 @@
+"""Guidance: a velocity field in, a velocity field out.
+
+A conditional model is evaluated with the caption and with the empty caption; guidance says how
+the two answers become one velocity.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cosdiff_jax.flow.solver import Velocity
+from cosdiff_jax.flow.trajectory import along_rows
+from cosdiff_jax.shapes import TextStream
+
+Backbone = Callable[[Array, Array, TextStream], Array]
+"""(z "B ...", t "B", text of P rows) -> v "B ..."."""
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """A way to follow a caption."""
+
+    def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
+        """The guided velocity field of P captions."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFree:
+    """v = v_empty + s (v_text - v_empty) (Ho and Salimans 2022, on velocities).
+
+    Attributes:
+      scale: s; 1 is no guidance and costs no second evaluation. (The paper's own w is s - 1.)
+      interval: guide only while lo <= t <= hi, elsewhere s = 1 (Kynkaanniemi et al. 2024).
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
+        """The guided field.
+
+        Args:
+          backbone: (z "B ...", t "B", text) -> v "B ...".
+          text: the captions, P rows.
+          empty: the empty caption, one row: it serves every prompt. Not read where s = 1.
+
+        Raises:
+          ValueError: guidance without an empty caption.
+        """
+        if self.scale == 1:
+            return lambda z, t: backbone(z, t, text)
+        if empty is None:
+            raise ValueError(f"guidance of scale {self.scale} needs the empty caption's stream")
+        both = stack_empty(text, empty)
+
+        def velocity(z: Array, t: Array) -> Array:
+            # One call of 2 B rows: prompt-major rows fall in line with the 2 P rows of text.
+            v = backbone(jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
+            v_text, v_empty = jnp.split(v, 2)
+            return self.combine(v_text, v_empty, t)
+
+        return velocity
+
+    def combine(
+        self, v_text: Float[Array, "B *x"], v_empty: Float[Array, "B *x"], t: Float[Array, " B"]
+    ) -> Float[Array, "B *x"]:
+        """The two branches' velocities to one."""
+        lo, hi = self.interval
+        scale = jnp.where((t >= lo) & (t <= hi), self.scale, 1.0)
+        return v_empty + along_rows(scale, v_text) * (v_text - v_empty)
+
+
+def stack_empty(text: TextStream, empty: TextStream) -> TextStream:
+    """P captions followed by the one-row empty caption P times: 2 P rows."""
+    prompts = text.mask.shape[0]
+
+    def stack(a: Array | None, b: Array | None, axis: int) -> Array | None:
+        if a is None or b is None:
+            return None
+        return jnp.concatenate([a, jnp.repeat(b, prompts, axis=axis)], axis=axis)
+
+    return TextStream(
+        keys=stack(text.keys, empty.keys, 1),
+        values=stack(text.values, empty.values, 1),
+        hidden=stack(text.hidden, empty.hidden, 0),
+        mask=stack(text.mask, empty.mask, 0),
+        layers=stack(text.layers, empty.layers, 1),
+    )
