@@ -123,3 +123,16 @@ def attend_prefix(
     total = own.sum(axis=-1, keepdims=True) + to_rows(text.sum(axis=-1, keepdims=True))
     out = (_weighted(own, v) + to_rows(_weighted(text, text_v))) / total
     return _ungrouped(out, h).astype(q.dtype)
+
+
+def attend_shared(
+    q: Float[Array, "B N H E"],
+    k: Float[Array, "P T G E"],
+    v: Float[Array, "P T G E"],
+    mask: Bool[Array, "P T"],
+) -> Float[Array, "B N H E"]:
+    """Cross attention of B = P K rows to the text of P prompts, without repeating it."""
+    b, n, h, e = q.shape
+    p = k.shape[0]
+    out = attend(q.reshape(p, b // p * n, h, e), k, v, mask[:, None, :])
+    return out.reshape(b, n, h, e)

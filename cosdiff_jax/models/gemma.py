@@ -107,7 +107,8 @@ class Gemma(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        self.embed = self.param("embed", _INIT, (self.vocab, self.width))
+        """Name what both entry points read."""
+        self.embed = nn.Embed(self.vocab, self.width, embedding_init=_INIT)
         self.final_norm = RMSNorm(self.eps)
 
     @nn.compact
@@ -115,7 +116,7 @@ class Gemma(nn.Module):
         self, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"], rotate: bool, layers: bool
     ) -> TextStream:
         length = tokens.shape[1]
-        x = self.embed[tokens].astype(self.dtype)
+        x = self.embed(tokens).astype(self.dtype)
         x = x * jnp.asarray(self.width**0.5, self.dtype)
         index = jnp.arange(length)
         causal = index[:, None] >= index[None, :]
@@ -183,7 +184,7 @@ class Gemma(nn.Module):
         logits = jnp.einsum(
             "ptd,vd->ptv",
             hidden,
-            self.embed.astype(self.dtype),
+            self.embed.embedding.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
         if self.final_cap is not None:

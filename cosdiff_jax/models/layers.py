@@ -36,7 +36,8 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        weight = self.param("weight", nn.initializers.zeros, (x.shape[-1],))
+        """Normalise each row."""
+        weight = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         weight = weight.reshape((1,) * (x.ndim - 1) + (-1,))
@@ -56,6 +57,7 @@ class QKV(nn.Module):
     def __call__(
         self, x: Float[Array, "B N D"]
     ) -> tuple[Float[Array, "B N H E"], Float[Array, "B N G E"], Float[Array, "B N G E"]]:
+        """Project to q, k, v."""
         h, g, e = self.heads, self.kv_heads, self.head_size
         qkv = nn.DenseGeneral(
             (h + 2 * g, e),
@@ -76,6 +78,7 @@ class HeadsOut(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N H E"]) -> Float[Array, "B N D"]:
+        """Project all heads together."""
         return nn.DenseGeneral(
             self.width,
             axis=(-2, -1),
@@ -95,6 +98,7 @@ class GeGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Up, gate, down."""
         both = nn.DenseGeneral(
             (2, self.hidden),
             use_bias=False,
