@@ -6,11 +6,12 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
-Curve = tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]
+Curve: TypeAlias = tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]
 """Steps and values of one quantity, steps rising; T is the number of points."""
 
 WIDTH, HEIGHT = 320, 168
@@ -146,7 +147,7 @@ def svg_panel(curves: Mapping[str, Curve]) -> tuple[str, dict[str, float]]:
         The ``<svg>`` element and the last smoothed value of each curve.
     """
     smoothed = {
-        name: (steps, values, smooth(values, len(values) / 60))
+        name: (steps, values, smooth(values, len(values) / 40))
         for name, (steps, values) in curves.items()
     }
     start = min(steps[0] for steps, _, _ in smoothed.values())
@@ -179,7 +180,7 @@ def svg_panel(curves: Mapping[str, Curve]) -> tuple[str, dict[str, float]]:
         finite = np.flatnonzero(np.isfinite(mean))
         last[name] = float(mean[finite[-1]])
         parts.append(
-            f'<circle cx="{x(steps[finite[-1]]):.1f}" cy="{y(last[name]):.1f}" r="3" '
+            f'<circle cx="{x(float(steps[finite[-1]])):.1f}" cy="{y(last[name]):.1f}" r="3" '
             f'style="fill:var(--c{index % 4})"/>'
         )
     label = html.escape(

@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """``4 s``, ``7 min 12 s``, ``3 h 05 min``."""
     seconds = round(seconds)
     if seconds < 60:

@@ -3,13 +3,14 @@
 import functools
 import pathlib
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from matplotlib import font_manager, ft2font
 from PIL import Image, ImageDraw, ImageFont
 
-Pictures = (
+Pictures: TypeAlias = (
     Float[Array, "P K X Y C"] | Float[np.ndarray, "P K X Y C"] | UInt8[np.ndarray, "P K X Y C"]
 )
 """Groups of pictures: floats in [-1, 1] or bytes, with 1 (grey) or 3 (RGB) channels."""
@@ -56,8 +57,8 @@ def grid(
         labels: P captions, written in the left margin; None leaves the margin out. A caption
             with a character that no font on this machine can draw is written as ``#p`` (counted
             from 1) instead; ``undrawable`` lists those, for a key beside the picture.
-        scale: whole-number nearest-neighbour enlargement; by default as much as brings a picture
-            to 96 pixels, at least 1.
+        scale: whole-number nearest-neighbour enlargement; by default the one that brings a
+            picture nearest to 128 pixels, at least 1.
         gutter: pixels between two pictures.
 
     Raises:
@@ -67,7 +68,7 @@ def grid(
     rows, columns, height, width, channels = pixels.shape
     if labels is not None and len(labels) != rows:
         raise ValueError(f"the grid has {rows} rows of pictures but {len(labels)} labels")
-    scale = scale or max(1, 96 // max(height, width))
+    scale = scale or max(1, round(128 / max(height, width)))
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
     height, width = height * scale, width * scale
     if channels == 1:
@@ -97,10 +98,17 @@ def write_png(
     scale: int | None = None,
     gutter: int = 2,
 ) -> None:
-    """``grid`` into a PNG file, folders made as needed."""
+    """``grid`` into a PNG file, folders made as needed.
+
+    Where captions could only be numbered, ``captions.txt`` beside the picture says which is which.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     grid(images, labels, scale, gutter).save(path, format="PNG", optimize=True)
+    key = undrawable(labels or ())
+    if key:
+        lines = "".join(f"{number} {caption}\n" for number, caption in key.items())
+        (path.parent / "captions.txt").write_text(lines, encoding="utf-8")
 
 
 def undrawable(labels: Sequence[str]) -> dict[str, str]:
@@ -118,7 +126,7 @@ def _caption(
         text, face, colour = f"#{row + 1}", _latin_face(), FAINT
     else:
         colour = INK
-    size = 13 if height >= 30 else 10
+    size = min(16, max(10, height // 8))
     font = ImageFont.truetype(face[0], size=size, index=face[1])
     line_height = round(size * 1.3)
     lines = _wrap(text, font, width)

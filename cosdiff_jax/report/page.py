@@ -11,17 +11,24 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, SupportsFloat, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from cosdiff_jax.report import curves as curves_lib
 from cosdiff_jax.report import grid as grid_lib
 from cosdiff_jax.report.style import CSS
 
-Better = Literal["higher", "lower", "true"]
+Groups: TypeAlias = (
+    Float[Array, "P _K _X _Y _C"]
+    | Float[np.ndarray, "P _K _X _Y _C"]
+    | UInt8[np.ndarray, "P _K _X _Y _C"]
+)
+"""As ``grid.Pictures``, but columns of the page may differ in number and size of pictures."""
+
+Better: TypeAlias = Literal["higher", "lower", "true"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +51,14 @@ class Row:
     def verdict(self) -> Literal["better", "worse", "unchanged", ""]:
         """Compare after with before, at the precision shown; "" where a value is missing."""
         before, after, true = _known(self.before), _known(self.after), _known(self.true)
-        if before is None or after is None or (self.better == "true" and true is None):
+        if before is None or after is None:
             return ""
-        if self.better == "true":
-            gain = abs(before - true) - abs(after - true)  # pyright: ignore[reportOptionalOperand]
-        else:
+        if self.better != "true":
             gain = (after - before) * (1 if self.better == "higher" else -1)
+        elif true is None:
+            return ""
+        else:
+            gain = abs(before - true) - abs(after - true)
         if abs(gain) < 0.0005:
             return "unchanged"
         return "better" if gain > 0 else "worse"
@@ -93,7 +102,9 @@ ROWS: dict[str, tuple[str, Better, str, bool]] = {
 
 
 def table(
-    before: Mapping[str, float], after: Mapping[str, float], true: Mapping[str, float]
+    before: Mapping[str, SupportsFloat],
+    after: Mapping[str, SupportsFloat],
+    true: Mapping[str, SupportsFloat],
 ) -> list[Row]:
     """Rows for every measure that ``before`` or ``after`` has, known ones first and in order.
 
@@ -109,9 +120,9 @@ def table(
         rows.append(
             Row(
                 name=title,
-                before=before.get(name),
-                after=after.get(name),
-                true=true.get(name),
+                before=_float(before.get(name)),
+                after=_float(after.get(name)),
+                true=_float(true.get(name)),
                 better=better,
                 meaning=meaning,
                 percent=percent,
@@ -125,10 +136,10 @@ def write(
     *,
     title: str,
     captions: Sequence[str],
-    before: grid_lib.Pictures,
-    after: grid_lib.Pictures,
+    before: Groups,
+    after: Groups,
     rows: Sequence[Row],
-    true: grid_lib.Pictures | None = None,
+    true: Groups | None = None,
     curves: Mapping[str, curves_lib.Curve] | None = None,
     facts: Mapping[str, object] | None = None,
     config: Mapping[str, object] | None = None,
@@ -195,20 +206,29 @@ def summarise(rows: Sequence[Row]) -> str:
     if not rows:
         return "No measurements were made."
     sentences = []
-    for row in rows:
-        verdict = {"": "", "unchanged": ", unchanged"}.get(row.verdict(), f", {row.verdict()}")
-        against = (
-            "" if _known(row.true) is None else f" (true distribution: {_show(row, row.true)})"
-        )
-        sentences.append(
-            f"{row.name} went from {_show(row, row.before)} to {_show(row, row.after)}"
-            f"{against}{verdict}."
-        )
-    lost = [row.name for row in rows if row.better != "true" and row.verdict() == "worse"]
-    gained = [row.name for row in rows if row.better == "true" and row.verdict() == "better"]
+    for verdict, opening in (
+        ("better", "Better after training"),
+        ("worse", "Worse"),
+        ("unchanged", "Unchanged"),
+        ("", "Not comparable"),
+    ):
+        parts = []
+        for row in rows:
+            if row.verdict() == verdict:
+                true = "" if _known(row.true) is None else f" (true {_show(row, row.true)})"
+                change = f"{_show(row, row.before)} → {_show(row, row.after)}"
+                if verdict == "unchanged":
+                    change = _show(row, row.after)
+                parts.append(f"{_inner(row.name)} {change}{true}")
+        if parts:
+            sentences.append(f"{opening}: {', '.join(parts)}.")
+    lost = [_inner(row.name) for row in rows if row.better != "true" and row.verdict() == "worse"]
+    gained = [
+        _inner(row.name) for row in rows if row.better == "true" and row.verdict() == "better"
+    ]
     if lost and gained:
         sentences.append(
-            f"Since {_and(lost)} got worse, part of the change in {_and(gained)} may be damage "
+            f"Since {_and(lost)} got worse, part of the gain in {_and(gained)} may be damage "
             "rather than variety: look at the pictures."
         )
     return " ".join(sentences)
@@ -271,7 +291,7 @@ def _strip(row: Row) -> str:
 
 def _gallery(
     captions: Sequence[str],
-    sets: Sequence[UInt8[np.ndarray, "P K X Y C"]],
+    sets: Sequence[Groups],
     labels: tuple[str, str, str],
 ) -> str:
     prompts = []
@@ -331,6 +351,10 @@ def _facts(facts: Mapping[str, object], config: Mapping[str, object] | None) -> 
     return f"<section><h2>This run</h2><dl>{''.join(lines)}</dl>{folded}</section>"
 
 
+def _float(value: SupportsFloat | None) -> float | None:
+    return None if value is None else float(value)
+
+
 def _known(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
@@ -340,6 +364,11 @@ def _show(row: Row, value: float | None) -> str:
     if value is None:
         return "n/a"
     return f"{100 * value:.1f} %" if row.percent else f"{value:.3f}"
+
+
+def _inner(name: str) -> str:
+    """A row's name inside a sentence: "CLIP-score" keeps its capitals."""
+    return name if name[1:2].isupper() else name[:1].lower() + name[1:]
 
 
 def _and(names: Sequence[str]) -> str:

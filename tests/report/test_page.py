@@ -1,0 +1,135 @@
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from cosdiff_jax.report import facts, page
+
+VOID = {"meta", "img", "circle", "path", "br"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Counts tags and insists that they nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.count, self.attributes = [], {}, []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def row(before, after, true, better):
+    return page.Row(name="x", before=before, after=after, true=true, better=better)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((0.9, 0.8, 0.7, "true"), "better"),
+        ((0.9, 0.2, 0.7, "true"), "worse"),  # far below the real pictures' own cosine
+        ((0.6, 0.8, 0.7, "true"), "unchanged"),
+        ((0.9, 0.8, None, "true"), ""),
+        ((0.9, 0.8, None, "higher"), "worse"),
+        ((0.9, 0.8, None, "lower"), "better"),
+        ((0.9, float("nan"), 0.5, "lower"), ""),
+        ((0.9, 0.9003, 0.5, "higher"), "unchanged"),
+    ],
+)
+def test_verdicts(values, verdict):
+    assert row(*values).verdict() == verdict
+
+
+def test_table_keeps_order_and_takes_unknown_measures():
+    rows = page.table(
+        {"oracle_accuracy": 0.9, "mean_cosine": 0.9, "new_thing": 1.0},
+        {"oracle_accuracy": 1, "mean_cosine": np.float32(0.8)},
+        {"mean_cosine": 0.7},
+    )
+    assert [r.name for r in rows] == ["Intra-prompt mean cosine", "Oracle accuracy", "new thing"]
+    assert rows[1].true is None
+    assert rows[2].after is None
+
+
+def test_summary_warns_when_variety_was_bought_with_broken_pictures():
+    before = {"mean_cosine": 0.9, "oracle_accuracy": 0.9}
+    true = {"mean_cosine": 0.8, "oracle_accuracy": 1.0}
+    good = page.summarise(page.table(before, {"mean_cosine": 0.85, "oracle_accuracy": 0.92}, true))
+    assert "0.900 → 0.850 (true 0.800)" in good
+    assert "damage" not in good
+    bad = page.summarise(page.table(before, {"mean_cosine": 0.85, "oracle_accuracy": 0.5}, true))
+    assert "Since oracle accuracy got worse" in bad
+    assert page.summarise([])
+
+
+def test_the_page_is_one_file_that_needs_nothing(tmp_path):
+    random = np.random.default_rng(0)
+    shape = (3, 4, 16, 16, 1)
+    before = random.uniform(-1, 1, shape).astype(np.float32)
+    captions = ['a <b>bold</b> & "quoted" prompt', "숫자 3", "数字三"]
+    steps = np.arange(30.0)
+    page.write(
+        tmp_path / "new" / "report.html",
+        title="run <1>",
+        captions=captions,
+        before=before,
+        after=random.integers(0, 256, shape, np.uint8),
+        true=np.zeros((3, 5, 300, 200, 3), np.uint8),
+        rows=page.table({"mean_cosine": 0.9}, {"mean_cosine": 0.8}, {"mean_cosine": float("nan")}),
+        curves={"loss": (steps, steps), "lambda": (steps, steps)},
+        facts={"seed": 0, "wall time": facts.duration(433), "versions": facts.versions()},
+        config={"data": {"name": "<script>"}, "seed": 0},
+    )
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]
+    text = (tmp_path / "new" / "report.html").read_text("utf-8")
+    checker = Checker(text)
+    assert checker.count["img"] == 3 * (4 + 4 + 5)
+    assert checker.count["figure"] == 2
+    assert "script" not in checker.count
+    assert "link" not in checker.count
+    addresses = [value for name, value in checker.attributes if name in ("src", "href")]
+    assert all(value.startswith("data:image/") for value in addresses)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "a &lt;b&gt;bold" in text
+    assert "<b>bold" not in text
+    assert 'lang="ko">' in text
+    assert 'lang="zh">' in text
+    assert "n/a" in text
+    assert "7 min 13 s" in text
+    assert "prefers-color-scheme:dark" in text.replace(" ", "")
+    assert 'name="viewport"' in text
+
+
+def test_groups_and_captions_must_match(tmp_path):
+    images = np.zeros((2, 1, 8, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match="3 captions but 2 groups of pictures before"):
+        page.write(
+            tmp_path / "report.html",
+            title="",
+            captions=["a"] * 3,
+            before=images,
+            after=images,
+            rows=[],
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_facts():
+    assert facts.duration(4) == "4 s"
+    assert facts.duration(59.7) == "1 min 00 s"
+    assert facts.duration(3 * 3600 + 5 * 60) == "3 h 05 min"
+    assert "cores" in facts.machine()["processor"]
+    assert facts.versions()["jax"]
