@@ -27,6 +27,7 @@ from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.timestep import LogitNormal, Times
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 from cosdiff_jax.flow.weighting import Constant, Weighting
+from cosdiff_jax.models import text_stream
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Params, TextStream
 
 
@@ -74,8 +75,6 @@ class FlowMatching:
       anchor: nu.
       prediction: how the clean image is predicted.
       feature: (frozen, latents) -> unit vectors; alignment needs the one of ``clip``.
-      text_layers: ask the language model for its hidden states too (variants that mix layers).
-      rotate_text: text keys carry the rotary embedding.
     """
 
     backbone: nn.Module
@@ -92,8 +91,6 @@ class FlowMatching:
     anchor: float = 0.0
     prediction: Prediction = dataclasses.field(default_factory=OneStep)
     feature: Any = None
-    text_layers: bool = False
-    rotate_text: bool = True
 
     def __post_init__(self):
         if self.samples < 1:
@@ -121,7 +118,9 @@ class FlowMatching:
         def first_pass(key: jax.Array, batch: Batch) -> Params:
             # Only shapes reach the backbone's parameters, so the frozen networks may be random.
             llm = self.language_model.init(key, batch.tokens, batch.mask)
-            text = self._read(llm["params"], batch.tokens, batch.mask)
+            text, _ = text_stream.read(
+                self.language_model, llm["params"], self.backbone, batch.tokens, batch.mask
+            )
             if self.vae is not None and batch.latents is None:
                 vae = self.vae.init(key, batch.images)
                 x0 = self.vae.apply(vae, batch.images, method="to_latents")
@@ -153,9 +152,11 @@ class FlowMatching:
                 f"the batch has {x0.shape[0]}"
             )
 
-        captions, empty = self._text(frozen, batch)
+        captions, empty = text_stream.read(
+            self.language_model, frozen["llm"], self.backbone, batch.tokens, batch.mask
+        )
         kept = jax.random.bernoulli(keys["drop"], 1 - self.caption_dropout, (prompts,))
-        text = _select(kept, captions, empty)
+        text = text_stream.select(kept, captions, empty)
 
         if self.predicts and self.prediction.shared_time:
             t = jnp.repeat(self.times(keys["time"], prompts), self.samples)
@@ -238,41 +239,9 @@ class FlowMatching:
         latents = self.vae.apply({"params": frozen["vae"]}, batch.images, method="to_latents")
         return jax.lax.stop_gradient(latents)
 
-    def _text(self, frozen: Frozen, batch: Batch) -> tuple[TextStream, TextStream]:
-        """P captions, and the empty one (the first token, bos, alone) as a single row."""
-        captions = self._read(frozen["llm"], batch.tokens, batch.mask)
-        first = jnp.arange(batch.tokens.shape[1])[None, :] == 0
-        empty = self._read(frozen["llm"], jnp.where(first, batch.tokens[:1], 0), first)
-        return captions, empty
-
-    def _read(self, params: Params, tokens: jax.Array, mask: jax.Array) -> TextStream:
-        stream = self.language_model.apply(
-            {"params": params}, tokens, mask, rotate=self.rotate_text, layers=self.text_layers
-        )
-        return jax.lax.stop_gradient(stream)
-
     def _velocity(self, params: Params, z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
         # Losses are float32 whatever the backbone computes in.
         return self.backbone.apply({"params": params}, z, t, text).astype(jnp.float32)
-
-
-def _select(kept: jax.Array, captions: TextStream, empty: TextStream) -> TextStream:
-    """Row p of ``captions`` where ``kept[p]``, else the one row of ``empty``."""
-
-    def select(axis: int, a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
-        if a is None or b is None:
-            return None
-        shape = [1] * a.ndim
-        shape[axis] = -1
-        return jnp.where(kept.reshape(shape), a, b)
-
-    return TextStream(
-        keys=select(1, captions.keys, empty.keys),
-        values=select(1, captions.values, empty.values),
-        hidden=select(0, captions.hidden, empty.hidden),
-        mask=select(0, captions.mask, empty.mask),
-        layers=select(1, captions.layers, empty.layers),
-    )
 
 
 def _row_mean(x: Float[Array, "B *x"]) -> Float[Array, " B"]:
