@@ -124,3 +124,19 @@ DIGIT = {
     "zh": ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九"),
     "ko": ("영", "일", "이", "삼", "사", "오", "육", "칠", "팔", "구"),
 }
+
+CHINESE_WORDS = tuple(
+    sorted(
+        {
+            "背景",
+            "的",
+            *(word for words in SHAPE["zh"].values() for word in words),
+            *(word for words in COLOUR["zh"].values() for word in words),
+            *BACKGROUND["zh"].values(),
+            *(word for words in RELATION["zh"].values() for word in words),
+            *(word for words in COUNT["zh"].values() for word in words),
+        },
+        key=lambda word: (-len(word), word),
+    )
+)
+"""Every word of the Chinese grammar, longest first: Chinese writes no spaces to tell them by."""
