@@ -1,0 +1,101 @@
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosdiff_jax.flow.guidance import ClassifierFree
+from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.shapes import TextStream
+
+READ, CALLED = [], []
+
+
+class Reads(NamedTuple):
+    rotate: bool = True
+    layers: bool = False
+
+
+class LanguageModel(nn.Module):
+    """Hidden states are the token numbers; every row read at run time is counted."""
+
+    @nn.compact
+    def __call__(self, tokens, mask, *, rotate=True, layers=False):
+        jax.debug.callback(lambda tokens: READ.append(len(tokens)), tokens)
+        hidden = (tokens * mask).astype(jnp.float32)[..., None]
+        kv = hidden[None, ..., None]
+        return TextStream(keys=kv, values=kv, hidden=hidden, mask=mask)
+
+
+class Backbone(nn.Module):
+    """v pulls to the sum of a prompt's tokens over ten."""
+
+    attention: Reads = Reads()
+
+    @nn.compact
+    def __call__(self, z, t, text):
+        jax.debug.callback(lambda z: CALLED.append(len(z)), z)
+        goal = self.param("gain", nn.initializers.ones, ()) * text.hidden.sum((1, 2)) / 10
+        goal = jnp.repeat(goal, z.shape[0] // text.mask.shape[0])
+        return z - goal[:, None, None, None]
+
+
+TOKENS = np.array([[2, 5, 0], [2, 1, 0], [2, 0, 0], [2, 3, 3], [2, 4, 0]], np.int32)
+MASK = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool)
+PARAMS, FROZEN, KEY = {"gain": jnp.ones(())}, {"llm": {}}, jax.random.key(3)
+
+
+def draw(num, rows=64, prompts=slice(None), seeds=None, **fields):
+    sampler = Sampler(
+        backbone=Backbone(),
+        language_model=LanguageModel(),
+        vae=None,
+        shape=(2, 2, 1),
+        rows=rows,
+        **({"steps": 4} | fields),
+    )
+    seeds = np.arange(5)[prompts] if seeds is None else seeds
+    return sampler(PARAMS, FROZEN, TOKENS[prompts], MASK[prompts], KEY, num=num, seeds=seeds)
+
+
+def test_fewer_samples_are_the_first_of_more():
+    eight = draw(8)
+    assert eight.shape == (5, 8, 2, 2, 1)
+    np.testing.assert_allclose(draw(3), eight[:, :3], atol=1e-6)
+    assert np.std(eight[2], axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [4, 7])
+def test_chunks_change_nothing(rows):
+    np.testing.assert_allclose(draw(6, rows=rows), draw(6), atol=1e-6)
+
+
+def test_a_prompt_draws_the_same_among_others_and_alone():
+    np.testing.assert_allclose(draw(2, prompts=slice(3, 4)), draw(2)[3:4], atol=1e-6)
+
+
+def test_prompts_of_different_seeds_start_from_different_noise():
+    images = draw(2, prompts=[0, 0], seeds=np.array([7, 8]))
+    assert np.abs(images[0] - images[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("num", "steps"), [(1, 2), (6, 5)])
+def test_text_is_read_once_per_prompt_and_both_branches_in_one_call(num, steps):
+    READ.clear(), CALLED.clear()
+    draw(num, steps=steps, guidance=ClassifierFree(scale=3.0))
+    jax.effects_barrier()
+    assert sorted(READ) == [1, 5]
+    assert [2 * 5 * num] * steps == CALLED
+
+
+def test_guidance_moves_away_from_the_empty_caption():
+    plain, guided = (draw(4, guidance=ClassifierFree(scale=s)) for s in (1.0, 2.0))
+    assert guided[0].mean() > plain[0].mean()
+    np.testing.assert_allclose(guided[2], plain[2], atol=1e-5)
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw(0)
