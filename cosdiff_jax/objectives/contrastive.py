@@ -1,0 +1,88 @@
+"""How CLIP is trained: find the caption of a picture and the picture of a caption."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from cosdiff_jax.models.clip import CLIP
+from cosdiff_jax.shapes import Batch, Frozen, Logs, Params
+
+
+def same_caption(tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]) -> Bool[Array, "P P"]:
+    """True where two rows are the same caption, whatever stands in their padding."""
+    tokens = jnp.where(mask, tokens, -1)
+    return jnp.all(tokens[:, None, :] == tokens[None, :, :], axis=-1)
+
+
+def info_nce(
+    image: Float[Array, "P F"],
+    text: Float[Array, "P F"],
+    scale: Float[Array, ""],
+    same: Bool[Array, "P P"],
+) -> Float[Array, " P"]:
+    """The symmetric contrastive loss of CLIP, one value in nats per pair.
+
+    s_pq = scale image_p . text_q
+    loss_p = -(log softmax_q(s_pq)[p] + log softmax_q(s_qp)[p]) / 2
+
+    (https://arxiv.org/abs/2103.00020, figure 3.) Off-diagonal pairs whose captions are ``same``
+    are left out of both softmaxes: a right answer is no negative.
+    """
+    similarity = scale * jnp.einsum("pf,qf->pq", image, text)
+    pairs = jnp.eye(same.shape[0], dtype=bool)
+    similarity = jnp.where(same & ~pairs, jnp.finfo(similarity.dtype).min, similarity)
+    right = jnp.diagonal(similarity)
+    to_text = jax.nn.logsumexp(similarity, axis=1) - right
+    to_image = jax.nn.logsumexp(similarity, axis=0) - right
+    return 0.5 * (to_text + to_image)
+
+
+def retrieval(
+    image: Float[Array, "P F"], text: Float[Array, "P F"], same: Bool[Array, "P P"]
+) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """1 where the nearest caption of picture p is caption p (or the same one), and the reverse."""
+    similarity = jnp.einsum("pf,qf->pq", image, text)
+    rows = jnp.arange(same.shape[0])
+    caption = same[rows, jnp.argmax(similarity, axis=1)]
+    picture = same[rows, jnp.argmax(similarity, axis=0)]
+    return caption.astype(jnp.float32), picture.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrastive:
+    """loss = mean over P of ``info_nce``, on the first picture of each prompt's K.
+
+    Attributes:
+      clip: the network.
+    """
+
+    clip: CLIP
+
+    def init(self, key: jax.Array, batch: Batch) -> Params:
+        """Fresh parameters."""
+        images = _first_of_group(batch)
+        return self.clip.init(key, images[:1], batch.tokens[:1], batch.mask[:1])["params"]
+
+    def __call__(
+        self, params: Params, frozen: Frozen, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Float[Array, ""], Logs]:
+        """The loss on the batch's pairs; ``frozen``, ``key`` and ``step`` are not read."""
+        images = _first_of_group(batch)
+        image, text, scale = self.clip.apply({"params": params}, images, batch.tokens, batch.mask)
+        same = same_caption(batch.tokens, batch.mask)
+        loss = jnp.mean(info_nce(image, text, scale, same))
+        to_caption, to_picture = retrieval(image, text, same)
+        return loss, {
+            "loss": loss,
+            "retrieval@1": 0.5 * (jnp.mean(to_caption) + jnp.mean(to_picture)),
+            "scale": scale,
+        }
+
+
+def _first_of_group(batch: Batch) -> jax.Array:
+    if batch.images is None:
+        raise ValueError("training CLIP needs a batch with images")
+    samples = batch.images.shape[0] // batch.tokens.shape[0]
+    return batch.images[::samples]
