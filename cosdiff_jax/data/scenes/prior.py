@@ -23,6 +23,7 @@ fills what was left open factor by factor, and that *is* the true conditional di
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -255,7 +256,20 @@ def scene_to_json(scene: Scene) -> str:
 
 def scene_from_json(text: str) -> Scene:
     """The inverse of `scene_to_json`."""
-    fields = json.loads(text)
+    return _scene(json.loads(text))
+
+
+def scenes_to_json(scenes: Iterable[Scene]) -> str:
+    """JSON list of scenes, with sorted keys."""
+    return json.dumps([dataclasses.asdict(scene) for scene in scenes], sort_keys=True)
+
+
+def scenes_from_json(text: str) -> tuple[Scene, ...]:
+    """The inverse of `scenes_to_json`."""
+    return tuple(map(_scene, json.loads(text)))
+
+
+def _scene(fields: dict[str, Any]) -> Scene:
     return Scene(fields["background"], tuple(Object(**item) for item in fields["objects"]))
 
 
