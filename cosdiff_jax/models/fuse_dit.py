@@ -63,12 +63,12 @@ class Fusion(Protocol):
         """Module: TextStream -> (what layer l reads, stacked over l; what all layers read)."""
         ...
 
-    def layer(self, heads: Heads) -> nn.Module:
+    def mix(self, heads: Heads) -> nn.Module:
         """Module: (x, modulated n(x), gate, text of the layer, shared text, angles) -> x."""
         ...
 
 
-class _Own(nn.Module):
+class ImageHeads(nn.Module):
     """Queries, keys and values of the image, normed and turned."""
 
     shape: Heads
@@ -77,6 +77,7 @@ class _Own(nn.Module):
     def __call__(
         self, x: Float[Array, "B N D"], angles: Float[Array, "#B N half"] | None
     ) -> tuple[Float[Array, "B N H E"], Float[Array, "B N G E"], Float[Array, "B N G E"]]:
+        """q, k, v, ready for the matmuls."""
         s = self.shape
         q, k, v = QKV(s.heads, s.kv_heads, s.head_size, dtype=s.dtype, name="qkv")(x)
         if s.qk_norm:
@@ -87,7 +88,7 @@ class _Own(nn.Module):
         return q, k, v
 
 
-class _Out(nn.Module):
+class Out(nn.Module):
     """Heads to residual, with the sandwich's second norm where there is one."""
 
     shape: Heads
@@ -95,6 +96,7 @@ class _Out(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N H E"]) -> Float[Array, "B N D"]:
+        """Project, and norm in a sandwich."""
         x = HeadsOut(self.width, dtype=self.shape.dtype, name="heads")(x)
         return RMSNorm(self.shape.eps, name="post_norm")(x) if self.shape.sandwich_norm else x
 
@@ -104,10 +106,10 @@ class _DeepSelf(nn.Module):
 
     @nn.compact
     def __call__(self, x, normed, gate, text, shared, angles):
-        q, k, v = _Own(self.shape, name="own")(normed, angles)
+        q, k, v = ImageHeads(self.shape, name="image")(normed, angles)
         text_k, text_v, read = text
         mixed = attend.attend_prefix(q, k, v, text_k, text_v, shared & read)
-        return x + gate * _Out(self.shape, x.shape[-1], name="out")(mixed)
+        return x + gate * Out(self.shape, x.shape[-1], name="out")(mixed)
 
 
 class _DeepCross(nn.Module):
@@ -116,8 +118,8 @@ class _DeepCross(nn.Module):
     @nn.compact
     def __call__(self, x, normed, gate, text, shared, angles):
         s = self.shape
-        q, k, v = _Own(s, name="own")(normed, angles)
-        x = x + gate * _Out(s, x.shape[-1], name="out")(attend.attend(q, k, v))
+        q, k, v = ImageHeads(s, name="image")(normed, angles)
+        x = x + gate * Out(s, x.shape[-1], name="out")(attend.attend(q, k, v))
         text_k, text_v, read = text
         q = nn.DenseGeneral(
             (s.heads, s.head_size),
@@ -129,7 +131,7 @@ class _DeepCross(nn.Module):
         if s.qk_norm:
             q = RMSNorm(s.eps, name="cross_q_norm")(q)
         mixed = attend.attend_shared(q, text_k, text_v, shared)
-        mixed = _Out(s, x.shape[-1], name="cross_out")(mixed)
+        mixed = Out(s, x.shape[-1], name="cross_out")(mixed)
         return x + jnp.where(read, mixed, 0)
 
 
@@ -189,7 +191,7 @@ class SelfAttention:
         """Choose and check the text layers."""
         return _Layerwise(depth, heads, self.text_layers, self.initial_layers, name="pairing")
 
-    def layer(self, heads: Heads) -> nn.Module:
+    def mix(self, heads: Heads) -> nn.Module:
         """Joint attention."""
         return _DeepSelf(heads, name="attention")
 
@@ -214,7 +216,7 @@ class CrossAttention:
         """Choose and check the text layers."""
         return _Layerwise(depth, heads, self.text_layers, self.initial_layers, name="pairing")
 
-    def layer(self, heads: Heads) -> nn.Module:
+    def mix(self, heads: Heads) -> nn.Module:
         """Self attention, then cross attention."""
         return _DeepCross(heads, name="attention")
 
@@ -240,7 +242,7 @@ class Block(nn.Module):
             six = modulate(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = (m[:, None, :] for m in six)
         normed = RMSNorm(h.eps, name="attention_norm")(x) * (1 + scale1) + shift1
-        x = self.fusion.layer(h)(x, normed, gate1, text, shared, angles)
+        x = self.fusion.mix(h)(x, normed, gate1, text, shared, angles)
         normed = RMSNorm(h.eps, name="mlp_norm")(x) * (1 + scale2) + shift2
         mixed = GeGLU(self.mlp, dtype=h.dtype, name="mlp")(normed)
         if h.sandwich_norm:
