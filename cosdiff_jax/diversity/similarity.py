@@ -1,0 +1,164 @@
+"""How alike the samples of one prompt are: cosines over all pairs i != j within a group.
+
+Every function takes feature vectors of any length, "... N F", and gives one value per group;
+leading axes are groups (prompts) that never meet. A sample whose vector is zero has cosine 0 with
+every other, and a zero gradient.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as Spec
+from jaxtyping import Array, Bool, Float
+
+
+def unit(f: Float[Array, "... F"]) -> Float[Array, "... F"]:
+    """Scale vectors to length 1, in float32; shorter than 1e-12 becomes zero."""
+    f = f.astype(jnp.float32)
+    # Dividing by the largest entry first keeps the squares of tiny and huge vectors finite.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(f), axis=-1, keepdims=True))
+    real = largest > 1e-12
+    # A where around the division alone would still give 0 * inf = NaN in the gradient.
+    f = jnp.where(real, f, 1.0) / jnp.where(real, largest, 1.0)
+    return jnp.where(real, f * jax.lax.rsqrt(jnp.sum(f**2, axis=-1, keepdims=True)), 0.0)
+
+
+def cosine_matrix(f: Float[Array, "... N F"]) -> Float[Array, "... N N"]:
+    """C_ij = f_i . f_j / (|f_i| |f_j|): O(N^2 F); the diagonal is 1 except for zero vectors."""
+    f = unit(f)
+    return jnp.einsum("...nf,...mf->...nm", f, f)
+
+
+def mean_cosine(
+    f: Float[Array, "... N F"], mask: Bool[Array, "... N"] | None = None
+) -> Float[Array, "..."]:
+    """Mean of the cosine over all pairs i != j, exact in O(N F).
+
+    With u_i = f_i / |f_i|,  sum_{i != j} u_i . u_j = |sum_i u_i|^2 - sum_i |u_i|^2, so
+
+        mean = (|sum_i u_i|^2 - N) / (N (N - 1))        in [-1 / (N - 1), 1].
+
+    Args:
+      f: feature vectors; each group needs N >= 2.
+      mask: True marks samples that count. A group with fewer than two of them gives 0.
+
+    Raises:
+      ValueError: N < 2.
+    """
+    _two(f.shape[-2])
+    total, squares, count = _sums(f, mask)
+    return _mean_from_sums(total, squares, count)
+
+
+def mean_cosine_sharded(
+    f: Float[Array, "... N F"],
+    mesh: Mesh,
+    samples: str | Sequence[str],
+    prompts: str | Sequence[str] | None = None,
+) -> Float[Array, "..."]:
+    """``mean_cosine`` where the samples of one group lie on different devices.
+
+    Each device sums its own unit vectors; one ``psum`` of [..., F + 1] numbers over ``samples``
+    does the rest, so no pair is ever formed and no feature is gathered.
+
+    Args:
+      f: feature vectors.
+      mesh: the devices.
+      samples: mesh axis (or axes) the N axis is split over; their size must divide N.
+      prompts: mesh axis (or axes) the first axis is split over, None for none; f then needs a
+        leading axis.
+
+    Raises:
+      ValueError: N < 2, or a mesh axis that does not divide its array axis.
+    """
+    _two(f.shape[-2])
+    if prompts is not None and f.ndim < 3:
+        raise ValueError("mean_cosine_sharded: to split prompts, features need a leading axis")
+    _divides(mesh, samples, f.shape[-2], "samples of a prompt")
+    _divides(mesh, prompts, f.shape[0], "prompts")
+    rest = [prompts] + [None] * (f.ndim - 3) if f.ndim > 2 else []
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=Spec(*rest, samples, None), out_specs=Spec(*rest))
+    def local(f: jax.Array) -> jax.Array:
+        total, squares, _ = _sums(f, None)
+        # One collective: the sum of squares rides along as one more feature.
+        packed = jnp.concatenate([total, squares[..., None]], axis=-1)
+        packed = jax.lax.psum(packed, samples)
+        return _mean_from_sums(packed[..., :-1], packed[..., -1], jnp.float32(count))
+
+    count = f.shape[-2]
+    return local(f)
+
+
+def top_cosine(
+    f: Float[Array, "... N F"], percent: float, mask: Bool[Array, "... N"] | None = None
+) -> Float[Array, "..."]:
+    """Mean of the highest ``percent`` % of the cosines over pairs i < j, at least one pair.
+
+    O(N^2 F). 100 % gives ``mean_cosine``.
+
+    Args:
+      f: feature vectors; each group needs N >= 2.
+      percent: in (0, 100].
+      mask: True marks samples that count; the percentage is of the pairs that are left. A group
+        with fewer than two of them gives 0.
+
+    Raises:
+      ValueError: N < 2, or ``percent`` outside (0, 100].
+    """
+    n = f.shape[-2]
+    _two(n)
+    if not 0 < percent <= 100:
+        raise ValueError(f"top percent must be in (0, 100], got {percent}")
+    first, second = jnp.triu_indices(n, 1)
+    pairs = cosine_matrix(f)[..., first, second]
+    if mask is None:
+        real = jnp.ones(pairs.shape, bool)
+    else:
+        real = jnp.broadcast_to(mask[..., first] & mask[..., second], pairs.shape)
+    # Left-out pairs sort behind every real one; the where below keeps them out of the sum.
+    order = jnp.argsort(jnp.where(real, -pairs, jnp.inf), axis=-1)
+    ranked = jnp.take_along_axis(pairs, order, axis=-1)
+    available = jnp.sum(real, axis=-1, keepdims=True)
+    # The small slack keeps 10 % of 30 pairs at 3, whatever the rounding of 0.1.
+    wanted = jnp.ceil(available * (percent / 100.0) - 1e-4)
+    rank = jnp.arange(pairs.shape[-1]).reshape((1,) * (pairs.ndim - 1) + (-1,))
+    chosen = rank < wanted
+    total = jnp.sum(jnp.where(chosen, ranked, 0.0), axis=-1)
+    return total / jnp.maximum(wanted[..., 0], 1.0)
+
+
+def _sums(f: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sum of unit vectors [..., F], sum of their squares [...], number of samples [...]."""
+    u = unit(f)
+    if mask is None:
+        count = jnp.full(u.shape[:-2], u.shape[-2], jnp.float32)
+    else:
+        u = jnp.where(mask[..., None], u, 0.0)
+        count = jnp.broadcast_to(jnp.sum(mask, axis=-1, dtype=jnp.float32), u.shape[:-2])
+    # Not simply the count: a zero vector has no length to take away.
+    return jnp.sum(u, axis=-2), jnp.sum(u**2, axis=(-2, -1)), count
+
+
+def _mean_from_sums(total: jax.Array, squares: jax.Array, count: jax.Array) -> jax.Array:
+    pairs = count * (count - 1.0)
+    return (jnp.sum(total**2, axis=-1) - squares) / jnp.maximum(pairs, 1.0)
+
+
+def _two(n: int) -> None:
+    if n < 2:
+        raise ValueError(f"diversity needs at least 2 samples of each prompt, got {n}")
+
+
+def _divides(mesh: Mesh, axes: str | Sequence[str] | None, size: int, what: str) -> None:
+    names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    parts = 1
+    for name in names:
+        if name not in mesh.shape:
+            raise ValueError(f"the mesh has no axis {name!r}, only {', '.join(mesh.shape)}")
+        parts *= mesh.shape[name]
+    if size % parts:
+        raise ValueError(f"{size} {what} cannot be split evenly over {parts} devices")

@@ -1,0 +1,39 @@
+"""CLIP's view of a sample: what a caption could tell apart."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from cosdiff_jax.models.clip import CLIP
+from cosdiff_jax.models.vae import AutoencoderKL
+from cosdiff_jax.shapes import Frozen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipFeature:
+    """Pictures, or latents decoded first, through CLIP's picture tower.
+
+    Attributes:
+      clip: the network; its weights are ``frozen["clip"]``.
+      vae: decodes latents with the weights ``frozen["vae"]``; None where samples are pictures.
+    """
+
+    clip: CLIP
+    vae: AutoencoderKL | None = None
+
+    def __call__(self, frozen: Frozen, samples: Float[Array, "B h w c"]) -> Float[Array, "B F"]:
+        """Unit vectors of samples: normalised latents if there is a ``vae``, else pictures."""
+        images = samples
+        if self.vae is not None:
+            images = self.vae.apply({"params": frozen["vae"]}, samples, method="to_images")
+        # What is shown is clipped, so what is judged is: a sample cannot move its vector, and so
+        # lower the penalty, by leaving the range that pictures have.
+        images = jnp.clip(images, -1.0, 1.0)
+        return self.clip.apply({"params": frozen["clip"]}, images, method="image")
+
+    def text(
+        self, frozen: Frozen, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]
+    ) -> Float[Array, "P F"]:
+        """Unit vectors of captions in the same space, for the alignment term."""
+        return self.clip.apply({"params": frozen["clip"]}, tokens, mask, method="text")
