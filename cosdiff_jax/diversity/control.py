@@ -8,7 +8,7 @@ real pictures' own cosine (``hinge``) and keep the alignment term beside it.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +132,98 @@ def hinge(
     if target is None:
         return cosine
     return jax.nn.relu(cosine - jax.lax.stop_gradient(target))
+
+
+@runtime_checkable
+class Target(Protocol):
+    """How alike the samples of each prompt may be before it costs anything.
+
+    Attributes:
+      reads_real: whether it is measured on real pictures of the same prompts.
+    """
+
+    reads_real: bool
+
+    def __call__(
+        self, measure: Measure, real: Float[Array, "P K F"] | None
+    ) -> Float[Array, " P"] | float:
+        """The cosine to stay below, by ``measure``: one number, or one per prompt."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """The same target for every prompt; -1 penalises the cosine itself.
+
+    Attributes:
+      cosine: the target, in [-1, 1].
+    """
+
+    cosine: float = -1.0
+    reads_real: ClassVar[bool] = False
+
+    def __call__(self, measure: Measure, real: Float[Array, "P K F"] | None) -> float:
+        """The number."""
+        return self.cosine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RealPictures:
+    """The cosine that the real pictures of the same prompt have: no more variety than the truth.
+
+    Attributes:
+      margin: added to it; negative asks for more variety than the data shows.
+    """
+
+    margin: float = 0.0
+    reads_real: ClassVar[bool] = True
+
+    def __call__(self, measure: Measure, real: Float[Array, "P K F"] | None) -> Float[Array, " P"]:
+        """One number per prompt.
+
+        Raises:
+          ValueError: no real pictures given.
+        """
+        if real is None:
+            raise ValueError("a target measured on real pictures needs their features")
+        return measure(real) + self.margin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosineDiversity:
+    """The diversity term: lambda(step) times how far each prompt's cosine exceeds its target.
+
+        diversity_p = max(0, measure(f_p) - target_p)
+
+    Attributes:
+      schedule: lambda.
+      measure: how alike a group is.
+      target: what is not penalised.
+    """
+
+    schedule: Schedule = dataclasses.field(default_factory=LinearRamp)
+    measure: Measure = dataclasses.field(default_factory=MeanCosine)
+    target: Target = dataclasses.field(default_factory=RealPictures)
+
+    @property
+    def reads_real(self) -> bool:
+        """Whether the call needs features of real pictures."""
+        return self.target.reads_real
+
+    def weight(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        """lambda(step)."""
+        return self.schedule(step)
+
+    def __call__(
+        self, f: Float[Array, "P K F"], real: Float[Array, "P K F"] | None = None
+    ) -> Float[Array, " P"]:
+        """The penalty of each prompt, before lambda.
+
+        Args:
+          f: features of its samples.
+          real: features of its real pictures, where the target reads them.
+        """
+        return hinge(self.measure(f), self.target(self.measure, real))
 
 
 def alignment(images: Float[Array, "P K F"], text: Float[Array, "P F"]) -> Float[Array, "P K"]:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
-from cosdiff_jax.shapes import Frozen
+from cosdiff_jax.shapes import Frozen, TextStream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,10 @@ class ClipFeature:
     clip: CLIP
     vae: AutoencoderKL | None = None
 
-    def __call__(self, frozen: Frozen, samples: Float[Array, "B h w c"]) -> Float[Array, "B F"]:
-        """Unit vectors of samples: normalised latents if there is a ``vae``, else pictures."""
+    def __call__(
+        self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
+    ) -> Float[Array, "B F"]:
+        """Unit vectors of normalised latents if there is a ``vae``, else of pictures."""
         images = samples
         if self.vae is not None:
             images = self.vae.apply({"params": frozen["vae"]}, samples, method="to_images")

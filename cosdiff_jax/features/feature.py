@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from cosdiff_jax.shapes import Frozen
+from cosdiff_jax.shapes import Frozen, TextStream
 
 
 @runtime_checkable
@@ -15,6 +15,14 @@ class Feature(Protocol):
     through; ``frozen`` holds the weights it needs, by role, and gets none.
     """
 
-    def __call__(self, frozen: Frozen, samples: Float[Array, "B h w c"]) -> Float[Array, "B F"]:
-        """Unit vectors; a sample without any direction gives a zero vector."""
+    def __call__(
+        self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
+    ) -> Float[Array, "B F"]:
+        """Unit vectors; a sample without any direction gives a zero vector.
+
+        Args:
+          frozen: weights by role.
+          samples: B = P K, prompt-major.
+          text: of the P prompts, for the features that read it.
+        """
         ...

@@ -33,9 +33,15 @@ class HiddenFeature:
     centre: bool = False
 
     def __call__(
-        self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream
+        self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
     ) -> Float[Array, "B F"]:
-        """Unit vectors of normalised latents; ``text`` is the stream of their P prompts."""
+        """Unit vectors of normalised latents; ``text`` is the stream of their P prompts.
+
+        Raises:
+          ValueError: no ``text``.
+        """
+        if text is None:
+            raise ValueError("features of the backbone's hidden layers need the text stream")
         t = jnp.full((samples.shape[0],), self.time, jnp.float32)
         params: Any = {"params": frozen[self.role]}
         # The sample is shown as its own noisy version's mean, (1 - t) x0: no draw is needed.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cosdiff_jax.models.clip import unit
-from cosdiff_jax.shapes import Frozen
+from cosdiff_jax.shapes import Frozen, TextStream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,10 @@ class LatentFeature:
 
     centre: bool = True
 
-    def __call__(self, frozen: Frozen, samples: Float[Array, "B h w c"]) -> Float[Array, "B F"]:
-        """Unit vectors of normalised latents, or of pictures; ``frozen`` is not read."""
+    def __call__(
+        self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
+    ) -> Float[Array, "B F"]:
+        """Unit vectors of normalised latents, or of pictures; only ``samples`` are read."""
         f = samples.astype(jnp.float32)
         if self.centre:
             f = f - jnp.mean(f, axis=(1, 2), keepdims=True)
