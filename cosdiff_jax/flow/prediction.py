@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cosdiff_jax.flow.guidance import ClassifierFree, Guidance
 from cosdiff_jax.flow.solver import Euler, Solver, Velocity
@@ -38,8 +38,8 @@ class Prediction(Protocol):
         t: Float[Array, " B"],
         v: Float[Array, "B *x"],
         noise: Float[Array, "B *x"],
-    ) -> tuple[Float[Array, "B *x"], Float[Array, " B"]]:
-        """(x0_hat, how much each row counts).
+    ) -> tuple[Float[Array, "B *x"], Bool[Array, " B"]]:
+        """(x0_hat, whether each row counts).
 
         Args:
           trajectory: the path the model is trained on.
@@ -81,11 +81,11 @@ class OneStep:
         t: Float[Array, " B"],
         v: Float[Array, "B *x"],
         noise: Float[Array, "B *x"],
-    ) -> tuple[Float[Array, "B *x"], Float[Array, " B"]]:
-        """The one-step estimate, and 1 for rows whose time lies in the window, else 0."""
+    ) -> tuple[Float[Array, "B *x"], Bool[Array, " B"]]:
+        """The one-step estimate, and whether each row's time lies in the window."""
         del guided, noise
         lo, hi = self.window
-        return trajectory.clean(z_t, v, t), ((t >= lo) & (t <= hi)).astype(jnp.float32)
+        return trajectory.clean(z_t, v, t), (t >= lo) & (t <= hi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Rollout:
         t: Float[Array, " B"],
         v: Float[Array, "B *x"],
         noise: Float[Array, "B *x"],
-    ) -> tuple[Float[Array, "B *x"], Float[Array, " B"]]:
+    ) -> tuple[Float[Array, "B *x"], Bool[Array, " B"]]:
         """The solution from ``noise``; every row counts."""
         del trajectory, z_t, v
         velocity = guided(self.guidance)
@@ -130,4 +130,6 @@ class Rollout:
         z = jax.lax.stop_gradient(self.solver(velocity, noise, self.steps, last=free))
         # Each step is recomputed on the way back: m steps' activations would not fit beside
         # those of the training pass.
-        return self.solver(jax.checkpoint(velocity), z, self.steps, first=free), jnp.ones_like(t)
+        return self.solver(jax.checkpoint(velocity), z, self.steps, first=free), jnp.ones(
+            t.shape, bool
+        )

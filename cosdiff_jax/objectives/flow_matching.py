@@ -1,6 +1,6 @@
 """Rectified-flow training with cosine diversity and alignment: the main objective.
 
-    L = L_RF + lambda(step) L_div + mu L_align + nu L_anchor
+    L = L_RF + lambda(step) L_div + mu(step) L_align + nu L_anchor
 
     L_RF     = mean over rows of w(t) |v_hat - v|^2           (Esser et al. 2024, eq. 14)
     L_div    = mean over prompts of how far the cosine of their K samples exceeds its target
@@ -12,15 +12,18 @@ or by a rollout from noise. Pairs are formed within a prompt, never across promp
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cosdiff_jax import rng
-from cosdiff_jax.diversity import similarity
+from cosdiff_jax.diversity import control, similarity
+from cosdiff_jax.features.clip import ClipFeature
+from cosdiff_jax.features.feature import Feature
+from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.flow.guidance import Guidance
 from cosdiff_jax.flow.prediction import OneStep, Prediction
 from cosdiff_jax.flow.solver import Velocity
@@ -31,66 +34,52 @@ from cosdiff_jax.models import text_stream
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Params, TextStream
 
 
-@runtime_checkable
-class Diversity(Protocol):
-    """What alike samples cost.
-
-    Attributes:
-      reads_real: whether the target is measured on the real pictures of the same prompts.
-    """
-
-    reads_real: bool
-
-    def weight(self, step: jax.Array) -> Float[Array, ""]:
-        """lambda(step)."""
-        ...
-
-    def __call__(
-        self, f: Float[Array, "P K F"], real: Float[Array, "P K F"] | None
-    ) -> Float[Array, " P"]:
-        """The penalty of each prompt, from unit features of its samples and real pictures."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowMatching:
     """The objective; networks are handed in, their frozen parameters come with the call.
 
     ``frozen`` holds "llm", "vae" (if ``vae`` is set and the batch has no latents, or a feature
-    decodes), "clip" (if ``alignment`` is above 0 or a feature reads it) and "anchor" (if
-    ``anchor`` is above 0).
+    decodes), "clip" (if ``clip`` or ``feature`` reads it) and "anchor" (if ``anchor`` is
+    above 0 or the feature is a backbone's hidden state).
 
     Attributes:
       backbone: (z_t, t, TextStream) -> v, the only trained network.
       language_model: (tokens, mask) -> TextStream.
       vae: to_latents(images); None trains on pixels.
-      clip: text(tokens, mask) -> unit vectors, for alignment.
       trajectory: the path from data to noise.
       times: the distribution of training times.
       weighting: w(t).
       caption_dropout: probability that a prompt is shown as the empty caption.
       samples: K, pictures per prompt.
-      diversity: the diversity term, None for none.
-      alignment: mu.
-      anchor: nu.
       prediction: how the clean image is predicted.
-      feature: (frozen, latents) -> unit vectors; alignment needs the one of ``clip``.
+      diversity: lambda(step); None switches the term off.
+      measure: how alike a prompt's samples are.
+      target: only the cosine above it is penalised: a number, or "real" for the cosine of the
+        batch's own pictures of the same prompt, or None for all of it.
+      top_percent: share of pairs in the logged ``top_cosine``.
+      feature: what the cosine is measured on; None means ``clip``.
+      alignment: mu(step); None switches the term off.
+      clip: reads pictures and captions, for alignment.
+      anchor: nu.
     """
 
     backbone: nn.Module
     language_model: nn.Module
     vae: nn.Module | None = None
-    clip: nn.Module | None = None
     trajectory: Trajectory = dataclasses.field(default_factory=RectifiedFlow)
     times: Times = dataclasses.field(default_factory=LogitNormal)
     weighting: Weighting = dataclasses.field(default_factory=Constant)
     caption_dropout: float = 0.1
     samples: int = 1
-    diversity: Diversity | None = None
-    alignment: float = 0.0
-    anchor: float = 0.0
     prediction: Prediction = dataclasses.field(default_factory=OneStep)
-    feature: Any = None
+    diversity: control.Schedule | None = None
+    measure: control.Measure = dataclasses.field(default_factory=control.MeanCosine)
+    target: float | Literal["real"] | None = "real"
+    top_percent: float = 20.0
+    feature: Feature | HiddenFeature | None = None
+    alignment: control.Schedule | None = None
+    clip: ClipFeature | None = None
+    anchor: float = 0.0
 
     def __post_init__(self):
         if self.samples < 1:
@@ -102,15 +91,15 @@ class FlowMatching:
             )
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout must lie in [0, 1], not {self.caption_dropout}")
-        if self.predicts and self.feature is None:
-            raise ValueError("diversity and alignment are measured on features: feature is missing")
-        if self.alignment and self.clip is None:
+        if self.diversity is not None and self.feature is None and self.clip is None:
+            raise ValueError("diversity is measured on a feature: feature and clip are missing")
+        if self.alignment is not None and self.clip is None:
             raise ValueError("alignment compares pictures with captions in CLIP: clip is missing")
 
     @property
     def predicts(self) -> bool:
         """Whether a clean image is predicted at all; known before anything is traced."""
-        return self.diversity is not None or self.alignment > 0
+        return self.diversity is not None or self.alignment is not None
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Fresh parameters of the backbone for batches of this shape."""
@@ -185,9 +174,10 @@ class FlowMatching:
                 noise=jax.random.normal(keys["rollout"], x0.shape, x0.dtype),
             )
             if self.prediction.drops:
-                counts = counts * jnp.repeat(kept, self.samples)
-            f = self.feature(frozen, x0_hat)
-            extra, terms = self._similarities(frozen, batch, x0, f, counts, step)
+                # A dropped caption's estimate says nothing about that caption.
+                counts = counts & jnp.repeat(kept, self.samples)
+            counts = counts.reshape(prompts, self.samples)
+            extra, terms = self._similarities(frozen, batch, captions, x0, x0_hat, counts, step)
             loss, logs = loss + extra, logs | terms
 
         if self.anchor:
@@ -200,34 +190,49 @@ class FlowMatching:
         self,
         frozen: Frozen,
         batch: Batch,
+        captions: TextStream,
         x0: Float[Array, "B *x"],
-        f: Float[Array, "B F"],
-        counts: Float[Array, " B"],
+        x0_hat: Float[Array, "B *x"],
+        counts: Bool[Array, "P K"],
         step: jax.Array,
     ) -> tuple[Float[Array, ""], Logs]:
         """Diversity and alignment, weighted and summed, and what to log of them."""
-        grouped = f.reshape(-1, self.samples, f.shape[-1])
-        # A prompt counts as a whole: a pair is only as good as the worse of its two samples.
-        groups = counts.reshape(-1, self.samples).min(axis=1)
         total, logs = jnp.zeros(()), {}
-        if self.samples > 1:
-            logs["mean_cosine"] = _weighted_mean(similarity.mean_cosine(grouped), groups)
+        clip = None if self.clip is None else self.clip(frozen, x0_hat)
+
         if self.diversity is not None:
-            real = None
-            if self.diversity.reads_real:
-                real = jax.lax.stop_gradient(self.feature(frozen, x0)).reshape(grouped.shape)
-                logs["real_cosine"] = jnp.mean(similarity.mean_cosine(real))
-            logs["lambda"] = self.diversity.weight(step)
-            logs["diversity"] = _weighted_mean(self.diversity(grouped, real), groups)
-            total = total + logs["lambda"] * logs["diversity"]
-        if self.clip is not None and self.alignment:
-            f_text = self.clip.apply(
-                {"params": frozen["clip"]}, batch.tokens, batch.mask, method="text"
+            f = clip if self.feature is None else self._view(frozen, x0_hat, captions)
+            f = f.reshape(*counts.shape, -1)
+            cosine, target = self.measure(f, counts), self.target
+            if target == "real":
+                real = jax.lax.stop_gradient(self._view(frozen, x0, captions))
+                target = self.measure(real.reshape(*counts.shape, -1))
+                logs["real_cosine"] = jnp.mean(target)
+            # Prompts with a single sample that counts have no pair, hence no cosine.
+            pairs = counts.sum(axis=1) >= 2
+            logs["mean_cosine"] = _mean_where(similarity.mean_cosine(f, counts), pairs)
+            logs["top_cosine"] = _mean_where(
+                similarity.top_cosine(f, self.top_percent, counts), pairs
             )
-            cosine = jnp.einsum("pkf,pf->pk", grouped, jax.lax.stop_gradient(f_text))
-            logs["alignment"] = _weighted_mean(1 - cosine.reshape(-1), counts)
-            total = total + self.alignment * logs["alignment"]
+            logs["lambda"] = self.diversity(step)
+            logs["diversity"] = _mean_where(control.hinge(cosine, target), pairs)
+            total = total + logs["lambda"] * logs["diversity"]
+
+        if self.alignment is not None:
+            text = jax.lax.stop_gradient(self.clip.text(frozen, batch.tokens, batch.mask))
+            aligned = control.alignment(clip.reshape(*counts.shape, -1), text)
+            logs["mu"] = self.alignment(step)
+            logs["alignment"] = _mean_where(aligned, counts)
+            total = total + logs["mu"] * logs["alignment"]
         return total, logs
+
+    def _view(
+        self, frozen: Frozen, samples: Float[Array, "B *x"], captions: TextStream
+    ) -> Float[Array, "B F"]:
+        feature = self.feature or self.clip
+        if isinstance(feature, HiddenFeature):
+            return feature(frozen, samples, captions)
+        return feature(frozen, samples)
 
     def _data(self, frozen: Frozen, batch: Batch) -> Float[Array, "B *x"]:
         if batch.latents is not None:
@@ -248,6 +253,6 @@ def _row_mean(x: Float[Array, "B *x"]) -> Float[Array, " B"]:
     return x.reshape(x.shape[0], -1).mean(axis=1)
 
 
-def _weighted_mean(x: jax.Array, weight: jax.Array) -> jax.Array:
-    # Where no row counts, the term is 0 and so is its gradient.
-    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+def _mean_where(x: jax.Array, counts: jax.Array) -> jax.Array:
+    # Where nothing counts, the term is 0 and so is its gradient.
+    return jnp.sum(jnp.where(counts, x, 0.0)) / jnp.maximum(jnp.sum(counts), 1)

@@ -21,16 +21,16 @@ def predict(predictor, scales, t=None):
 
 
 def test_one_step_is_the_trajectorys_clean_estimate_inside_the_window():
-    x0, weight = predict(prediction.OneStep(window=(0.4, 1.0)), jnp.zeros(4))
+    x0, counts = predict(prediction.OneStep(window=(0.4, 1.0)), jnp.zeros(4))
     chex.assert_trees_all_close(x0[:, 0], jnp.array([0.8, 0.0, -0.8]), atol=1e-6)
-    chex.assert_trees_all_equal(weight, jnp.array([0.0, 1.0, 1.0]))
+    chex.assert_trees_all_equal(counts, jnp.array([False, True, True]))
 
 
 def test_rollout_solves_the_field_from_noise():
     scales = jnp.array([1.0, 2.0, 3.0, 0.5])
-    x0, weight = predict(prediction.Rollout(steps=4, gradient_steps=2), scales)
+    x0, counts = predict(prediction.Rollout(steps=4, gradient_steps=2), scales)
     chex.assert_trees_all_close(x0, jnp.prod(1 - scales / 4) * jnp.ones((3, 2)), rtol=1e-6)
-    chex.assert_trees_all_equal(weight, jnp.ones(3))
+    chex.assert_trees_all_equal(counts, jnp.ones(3, bool))
 
 
 @pytest.mark.parametrize("m", [1, 2, 4])

@@ -1,0 +1,260 @@
+import dataclasses
+from typing import NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosdiff_jax.diversity import control, similarity
+from cosdiff_jax.flow import guidance, prediction, timestep
+from cosdiff_jax.objectives.flow_matching import FlowMatching
+from cosdiff_jax.shapes import Batch, TextStream
+
+P, K = 3, 4
+
+
+class Reads(NamedTuple):
+    rotate: bool = True
+    layers: bool = False
+
+
+class LanguageModel(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, mask, *, rotate=True, layers=False):
+        gain = self.param("gain", nn.initializers.ones, ())
+        hidden = gain * (tokens * mask).astype(jnp.float32)[..., None]
+        kv = hidden[None, ..., None]
+        return TextStream(keys=kv, values=kv, hidden=hidden, mask=mask)
+
+
+class Backbone(nn.Module):
+    """v is linear in z, in t and in the sum of the caption's tokens."""
+
+    attention: Reads = Reads()
+
+    @nn.compact
+    def __call__(self, z, t, text):
+        p = self.param("w", nn.initializers.normal(0.5), (4,))
+        says = jnp.repeat(text.hidden.sum((1, 2)), z.shape[0] // text.mask.shape[0]) / 10
+        return p[0] * z + (p[1] * t + p[2] * says + p[3])[:, None, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """A stand-in for CLIP: the picture itself as its feature, the caption's sum as the text's."""
+
+    def __call__(self, frozen, samples):
+        return similarity.unit(samples.reshape(samples.shape[0], -1))
+
+    def text(self, frozen, tokens, mask):
+        return similarity.unit(jnp.ones((tokens.shape[0], 12)))
+
+
+@pytest.fixture
+def batch():
+    tokens = jnp.array([[2, 5, 7, 0], [2, 1, 0, 0], [2, 3, 3, 3]])
+    images = jax.random.normal(jax.random.key(5), (P * K, 2, 2, 3))
+    return Batch(tokens=tokens, mask=tokens > 0, images=images)
+
+
+PARAMS = {"w": jnp.array([0.3, -0.2, 0.5, 0.1])}
+FROZEN = {"llm": {"gain": jnp.ones(())}, "anchor": {"w": jnp.array([0.1, 0.2, 0.3, 0.4])}}
+KEY, STEP = jax.random.key(1), jnp.zeros((), int)
+
+
+def objective(**fields):
+    # Flat is no ClipFeature, so it goes in where any feature may stand.
+    fields = {"samples": K, "caption_dropout": 0.0} | fields
+    return FlowMatching(backbone=Backbone(), language_model=LanguageModel(), **fields)
+
+
+def run(batch, params=PARAMS, key=KEY, step=STEP, **fields):
+    return objective(**fields)(params, FROZEN, batch, key, step)
+
+
+def test_without_extra_terms_it_is_the_plain_flow_loss(batch):
+    seen = {}
+
+    @dataclasses.dataclass(frozen=True)
+    class Recorded:
+        def __call__(self, key, number):
+            seen["t"] = timestep.LogitNormal()(key, number)
+            return seen["t"]
+
+        def density(self, t):
+            return t
+
+    loss, logs = run(batch, times=Recorded())
+    assert set(logs) == {"loss", "flow"}
+    eps = jax.random.normal(
+        jax.random.fold_in(KEY, _name("noise")), batch.images.shape, jnp.float32
+    )
+    t = seen["t"][:, None, None, None]
+    says = jnp.repeat(batch.tokens.sum(1), K)[:, None, None, None] / 10
+    z_t = (1 - t) * batch.images + t * eps
+    w = PARAMS["w"]
+    v_hat = w[0] * z_t + w[1] * t + w[2] * says + w[3]
+    wanted = jnp.mean((v_hat - (eps - batch.images)) ** 2)
+    chex.assert_trees_all_close(loss, wanted, rtol=1e-5)
+
+
+def _name(name):
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+def test_a_weight_of_zero_gives_the_flow_loss_and_its_gradient(batch):
+    # The K samples share their times in both, so that only the term itself could differ.
+    times = prediction.OneStep(shared_time=False)
+    terms = {"diversity": control.Constant(value=0.0), "feature": Flat(), "prediction": times}
+    plain = jax.value_and_grad(lambda p: run(batch, p)[0])(PARAMS)
+    zero = jax.value_and_grad(lambda p: run(batch, p, **terms)[0])(PARAMS)
+    chex.assert_trees_all_close(zero, plain, rtol=1e-6)
+
+
+def test_the_terms_are_weighted_and_summed(batch):
+    loss, logs = run(
+        batch,
+        diversity=control.LinearRamp(end=0.5, warmup=2, ramp=4),
+        feature=Flat(),
+        anchor=0.7,
+        target=-1.0,
+        step=jnp.asarray(4),
+    )
+    assert float(logs["lambda"]) == pytest.approx(0.25)
+    assert float(logs["diversity"]) > 0
+    total = logs["flow"] + 0.25 * logs["diversity"] + 0.7 * logs["anchor"]
+    chex.assert_trees_all_close(loss, total, rtol=1e-6)
+
+
+def test_groups_are_the_samples_of_one_prompt(batch):
+    _, logs = run(batch, diversity=control.Constant(value=1.0), feature=Flat(), target="real")
+    images = np.asarray(batch.images).reshape(P, K, -1)
+    hat = images / np.linalg.norm(images, axis=-1, keepdims=True)
+    wanted = np.mean([hat[p, i] @ hat[p, j] for p in range(P) for i in range(K) for j in range(i)])
+    assert float(logs["real_cosine"]) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_only_what_exceeds_the_real_pictures_cosine_costs(batch):
+    same = batch.images.reshape(P, K, 2, 2, 3)[:, :1]
+    same = jnp.broadcast_to(same, (P, K, 2, 2, 3)).reshape(batch.images.shape)
+    terms = {"diversity": control.Constant(value=1.0), "feature": Flat()}
+    alike = run(Batch(tokens=batch.tokens, mask=batch.mask, images=same), **terms)[1]
+    assert float(alike["real_cosine"]) == pytest.approx(1)
+    assert float(alike["diversity"]) == pytest.approx(0, abs=1e-5)
+    assert float(run(batch, target=-1.0, **terms)[1]["diversity"]) > 0.1
+
+
+def test_a_gradient_step_on_diversity_opens_the_angles(batch):
+    def cosine(params):
+        _, logs = run(batch, params, diversity=control.Constant(value=1.0), feature=Flat())
+        return logs["mean_cosine"]
+
+    before, slope = jax.value_and_grad(cosine)(PARAMS)
+    after = cosine(jax.tree.map(lambda p, g: p - 0.05 * g, PARAMS, slope))
+    assert float(after) < float(before)
+
+
+def test_dropped_prompts_see_bos_alone_and_leave_diversity_and_alignment(batch):
+    terms = {"diversity": control.Constant(value=1.0), "feature": Flat(), "target": None}
+    bos = Batch(
+        tokens=jnp.where(jnp.arange(4)[None] == 0, batch.tokens, 0),
+        mask=jnp.broadcast_to(jnp.arange(4)[None] == 0, (P, 4)),
+        images=batch.images,
+    )
+    dropped = run(batch, caption_dropout=1.0, **terms)[1]
+    chex.assert_trees_all_close(dropped["flow"], run(bos, **terms)[1]["flow"], rtol=1e-6)
+    assert float(dropped["diversity"]) == 0
+    assert float(run(batch, **terms)[1]["diversity"]) != 0
+
+
+def test_captions_are_dropped_as_often_as_asked_and_for_whole_prompts():
+    tokens = jnp.tile(jnp.array([[2, 50]]), (200, 1))
+    images = jnp.zeros((400, 1, 1, 1))
+    many = Batch(tokens=tokens, mask=tokens > 0, images=images)
+
+    class Told(Backbone):
+        @nn.compact
+        def __call__(self, z, t, text):
+            jax.debug.callback(lambda m: seen.append(np.asarray(m)), text.mask)
+            return z + self.param("w", nn.initializers.ones, ())
+
+    seen = []
+    told = FlowMatching(
+        backbone=Told(), language_model=LanguageModel(), samples=2, caption_dropout=0.1
+    )
+    told({"w": jnp.ones(())}, FROZEN, many, KEY, STEP)
+    jax.effects_barrier()
+    assert seen[0].shape == (200, 2)
+    assert seen[0][:, 0].all()
+    assert 0.04 < 1 - seen[0][:, 1].mean() < 0.18
+
+
+def test_outside_the_window_nothing_counts(batch):
+    terms = {"diversity": control.Constant(value=1.0), "feature": Flat(), "target": -1.0}
+    late = prediction.OneStep(window=(0.999, 1.0))
+    logs = run(batch, prediction=late, **terms)[1]
+    assert float(logs["diversity"]) == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_rollout_is_measured_where_the_sampler_ends(batch, scale):
+    class Keeps(Flat):
+        def __call__(self, frozen, samples):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), samples)
+            return super().__call__(frozen, samples)
+
+    seen = []
+    rollout = prediction.Rollout(
+        steps=3, gradient_steps=1, guidance=guidance.ClassifierFree(scale=scale)
+    )
+    run(
+        batch,
+        diversity=control.Constant(value=1.0),
+        feature=Keeps(),
+        prediction=rollout,
+        target=0.5,
+        caption_dropout=1.0,
+    )
+    jax.effects_barrier()
+    z = jax.random.normal(jax.random.fold_in(KEY, _name("rollout")), batch.images.shape)
+    w = PARAMS["w"]
+    said = jnp.repeat(2 + scale * (batch.tokens.sum(1) - 2), K) / 10
+    for t in (1.0, 2 / 3, 1 / 3):
+        z = z - (w[0] * z + (w[1] * t + w[2] * said + w[3])[:, None, None, None]) / 3
+    np.testing.assert_allclose(seen[0], z, rtol=1e-4, atol=1e-5)
+
+
+def test_the_anchor_is_zero_at_the_anchors_own_weights(batch):
+    _, logs = run(batch, FROZEN["anchor"], anchor=1.0)
+    assert float(logs["anchor"]) == 0
+    gradient = jax.grad(lambda p: run(batch, p, anchor=1.0)[1]["anchor"])(PARAMS)
+    assert float(jnp.abs(gradient["w"]).max()) > 0
+
+
+def test_fresh_parameters_fit_the_backbone(batch):
+    params = objective().init(KEY, batch)
+    chex.assert_trees_all_equal_shapes(params, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"samples": 1, "diversity": control.Constant(), "feature": Flat()}, "at least 2"),
+        ({"diversity": control.Constant()}, "feature and clip are missing"),
+        ({"alignment": control.Constant()}, "clip is missing"),
+        ({"caption_dropout": 1.5}, "must lie in"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        objective(**fields)
+
+
+def test_a_batch_of_other_groups_is_refused(batch):
+    with pytest.raises(ValueError, match="need 6 pictures, the batch has 12"):
+        run(batch, samples=2)
