@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.flow.guidance import ClassifierFree, Guidance
 from cosdiff_jax.flow.solver import Euler, Solver
-from cosdiff_jax.models import text_stream
+from cosdiff_jax.models import captions
 from cosdiff_jax.shapes import Frozen, Params, TextStream
 from cosdiff_jax.sharding import constrain
 
@@ -111,7 +111,7 @@ class Sampler:
     @functools.cached_property
     def _read(self):
         def read(frozen, tokens, mask):
-            return text_stream.read(self.language_model, frozen["llm"], self.backbone, tokens, mask)
+            return captions.read(self.language_model, frozen["llm"], self.backbone, tokens, mask)
 
         return jax.jit(read)
 

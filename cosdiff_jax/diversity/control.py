@@ -215,15 +215,20 @@ class CosineDiversity:
         return self.schedule(step)
 
     def __call__(
-        self, f: Float[Array, "P K F"], real: Float[Array, "P K F"] | None = None
+        self,
+        f: Float[Array, "P K F"],
+        real: Float[Array, "P K F"] | None = None,
+        mask: Bool[Array, "P K"] | None = None,
     ) -> Float[Array, " P"]:
         """The penalty of each prompt, before lambda.
 
         Args:
           f: features of its samples.
           real: features of its real pictures, where the target reads them.
+          mask: marks the samples that count; a prompt with fewer than two of them costs nothing.
         """
-        return hinge(self.measure(f), self.target(self.measure, real))
+        cost = hinge(self.measure(f, mask), self.target(self.measure, real))
+        return cost if mask is None else jnp.where(mask.sum(axis=1) >= 2, cost, 0.0)
 
 
 def alignment(images: Float[Array, "P K F"], text: Float[Array, "P F"]) -> Float[Array, "P K"]:

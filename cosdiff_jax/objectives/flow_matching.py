@@ -12,7 +12,6 @@ or by a rollout from noise. Pairs are formed within a prompt, never across promp
 """
 
 import dataclasses
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -23,13 +22,13 @@ from cosdiff_jax import rng
 from cosdiff_jax.diversity import control, similarity
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.feature import Feature
-from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.flow.guidance import Guidance
 from cosdiff_jax.flow.prediction import OneStep, Prediction
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.timestep import LogitNormal, Times
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 from cosdiff_jax.flow.weighting import Constant, Weighting
+from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.models import text_stream
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Params, TextStream
 
@@ -52,10 +51,7 @@ class FlowMatching:
       caption_dropout: probability that a prompt is shown as the empty caption.
       samples: K, pictures per prompt.
       prediction: how the clean image is predicted.
-      diversity: lambda(step); None switches the term off.
-      measure: how alike a prompt's samples are.
-      target: only the cosine above it is penalised: a number, or "real" for the cosine of the
-        batch's own pictures of the same prompt, or None for all of it.
+      diversity: lambda(step), the measure and its target; None switches the term off.
       top_percent: share of pairs in the logged ``top_cosine``.
       feature: what the cosine is measured on; None means ``clip``.
       alignment: mu(step); None switches the term off.
@@ -72,11 +68,9 @@ class FlowMatching:
     caption_dropout: float = 0.1
     samples: int = 1
     prediction: Prediction = dataclasses.field(default_factory=OneStep)
-    diversity: control.Schedule | None = None
-    measure: control.Measure = dataclasses.field(default_factory=control.MeanCosine)
-    target: float | Literal["real"] | None = "real"
+    diversity: control.CosineDiversity | None = None
     top_percent: float = 20.0
-    feature: Feature | HiddenFeature | None = None
+    feature: Feature | None = None
     alignment: control.Schedule | None = None
     clip: ClipFeature | None = None
     anchor: float = 0.0
@@ -107,7 +101,7 @@ class FlowMatching:
         def first_pass(key: jax.Array, batch: Batch) -> Params:
             # Only shapes reach the backbone's parameters, so the frozen networks may be random.
             llm = self.language_model.init(key, batch.tokens, batch.mask)
-            text, _ = text_stream.read(
+            text, _ = captions_lib.read(
                 self.language_model, llm["params"], self.backbone, batch.tokens, batch.mask
             )
             if self.vae is not None and batch.latents is None:
@@ -141,11 +135,11 @@ class FlowMatching:
                 f"the batch has {x0.shape[0]}"
             )
 
-        captions, empty = text_stream.read(
+        captions, empty = captions_lib.read(
             self.language_model, frozen["llm"], self.backbone, batch.tokens, batch.mask
         )
         kept = jax.random.bernoulli(keys["drop"], 1 - self.caption_dropout, (prompts,))
-        text = text_stream.select(kept, captions, empty)
+        text = text_stream.where(kept, captions, empty)
 
         if self.predicts and self.prediction.shared_time:
             t = jnp.repeat(self.times(keys["time"], prompts), self.samples)
@@ -198,24 +192,23 @@ class FlowMatching:
     ) -> tuple[Float[Array, ""], Logs]:
         """Diversity and alignment, weighted and summed, and what to log of them."""
         total, logs = jnp.zeros(()), {}
-        clip = None if self.clip is None else self.clip(frozen, x0_hat)
+        clip = None if self.clip is None else self.clip(frozen, x0_hat, captions)
 
         if self.diversity is not None:
-            f = clip if self.feature is None else self._view(frozen, x0_hat, captions)
-            f = f.reshape(*counts.shape, -1)
-            cosine, target = self.measure(f, counts), self.target
-            if target == "real":
-                real = jax.lax.stop_gradient(self._view(frozen, x0, captions))
-                target = self.measure(real.reshape(*counts.shape, -1))
-                logs["real_cosine"] = jnp.mean(target)
+            view = self.feature or self.clip
+            f = view(frozen, x0_hat, captions) if self.feature else clip
+            f, real = f.reshape(*counts.shape, -1), None
+            if self.diversity.reads_real:
+                real = jax.lax.stop_gradient(view(frozen, x0, captions)).reshape(f.shape)
+                logs["real_cosine"] = jnp.mean(similarity.mean_cosine(real))
             # Prompts with a single sample that counts have no pair, hence no cosine.
             pairs = counts.sum(axis=1) >= 2
             logs["mean_cosine"] = _mean_where(similarity.mean_cosine(f, counts), pairs)
             logs["top_cosine"] = _mean_where(
                 similarity.top_cosine(f, self.top_percent, counts), pairs
             )
-            logs["lambda"] = self.diversity(step)
-            logs["diversity"] = _mean_where(control.hinge(cosine, target), pairs)
+            logs["lambda"] = self.diversity.weight(step)
+            logs["diversity"] = _mean_where(self.diversity(f, real, counts), pairs)
             total = total + logs["lambda"] * logs["diversity"]
 
         if self.alignment is not None:
@@ -225,14 +218,6 @@ class FlowMatching:
             logs["alignment"] = _mean_where(aligned, counts)
             total = total + logs["mu"] * logs["alignment"]
         return total, logs
-
-    def _view(
-        self, frozen: Frozen, samples: Float[Array, "B *x"], captions: TextStream
-    ) -> Float[Array, "B F"]:
-        feature = self.feature or self.clip
-        if isinstance(feature, HiddenFeature):
-            return feature(frozen, samples, captions)
-        return feature(frozen, samples)
 
     def _data(self, frozen: Frozen, batch: Batch) -> Float[Array, "B *x"]:
         if batch.latents is not None:

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 from typing import NamedTuple
 
 import chex
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from cosdiff_jax.diversity import control, similarity
+from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.flow import guidance, prediction, timestep
+from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.objectives.flow_matching import FlowMatching
 from cosdiff_jax.shapes import Batch, TextStream
 
@@ -42,11 +45,13 @@ class Backbone(nn.Module):
         return p[0] * z + (p[1] * t + p[2] * says + p[3])[:, None, None, None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Flat:
-    """A stand-in for CLIP: the picture itself as its feature, the caption's sum as the text's."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flat(ClipFeature):
+    """A stand-in for CLIP: the picture itself as its feature, the same vector for every text."""
 
-    def __call__(self, frozen, samples):
+    clip: CLIP = dataclasses.field(default_factory=lambda: CLIP(vocab=9))
+
+    def __call__(self, frozen, samples, text=None):
         return similarity.unit(samples.reshape(samples.shape[0], -1))
 
     def text(self, frozen, tokens, mask):
@@ -65,34 +70,28 @@ FROZEN = {"llm": {"gain": jnp.ones(())}, "anchor": {"w": jnp.array([0.1, 0.2, 0.
 KEY, STEP = jax.random.key(1), jnp.zeros((), int)
 
 
+def div(value=1.0, cosine=None):
+    target = control.RealPictures() if cosine is None else control.Fixed(cosine=cosine)
+    return control.CosineDiversity(schedule=control.Constant(value=value), target=target)
+
+
 def objective(**fields):
-    # Flat is no ClipFeature, so it goes in where any feature may stand.
     fields = {"samples": K, "caption_dropout": 0.0} | fields
     return FlowMatching(backbone=Backbone(), language_model=LanguageModel(), **fields)
 
 
 def run(batch, params=PARAMS, key=KEY, step=STEP, **fields):
-    return objective(**fields)(params, FROZEN, batch, key, step)
+    return jax.jit(objective(**fields))(params, FROZEN, batch, key, step)
 
 
 def test_without_extra_terms_it_is_the_plain_flow_loss(batch):
-    seen = {}
-
-    @dataclasses.dataclass(frozen=True)
-    class Recorded:
-        def __call__(self, key, number):
-            seen["t"] = timestep.LogitNormal()(key, number)
-            return seen["t"]
-
-        def density(self, t):
-            return t
-
-    loss, logs = run(batch, times=Recorded())
+    loss, logs = run(batch, times=timestep.LogitNormal(mean=0.3))
     assert set(logs) == {"loss", "flow"}
+    t = timestep.LogitNormal(mean=0.3)(jax.random.fold_in(KEY, _name("time")), P * K)
     eps = jax.random.normal(
         jax.random.fold_in(KEY, _name("noise")), batch.images.shape, jnp.float32
     )
-    t = seen["t"][:, None, None, None]
+    t = t[:, None, None, None]
     says = jnp.repeat(batch.tokens.sum(1), K)[:, None, None, None] / 10
     z_t = (1 - t) * batch.images + t * eps
     w = PARAMS["w"]
@@ -102,15 +101,14 @@ def test_without_extra_terms_it_is_the_plain_flow_loss(batch):
 
 
 def _name(name):
-    import hashlib
-
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
 def test_a_weight_of_zero_gives_the_flow_loss_and_its_gradient(batch):
     # The K samples share their times in both, so that only the term itself could differ.
     times = prediction.OneStep(shared_time=False)
-    terms = {"diversity": control.Constant(value=0.0), "feature": Flat(), "prediction": times}
+    terms = {"diversity": div(0.0), "clip": Flat(), "prediction": times}
+    terms |= {"alignment": control.Constant(value=0.0)}
     plain = jax.value_and_grad(lambda p: run(batch, p)[0])(PARAMS)
     zero = jax.value_and_grad(lambda p: run(batch, p, **terms)[0])(PARAMS)
     chex.assert_trees_all_close(zero, plain, rtol=1e-6)
@@ -119,20 +117,24 @@ def test_a_weight_of_zero_gives_the_flow_loss_and_its_gradient(batch):
 def test_the_terms_are_weighted_and_summed(batch):
     loss, logs = run(
         batch,
-        diversity=control.LinearRamp(end=0.5, warmup=2, ramp=4),
-        feature=Flat(),
+        diversity=control.CosineDiversity(
+            schedule=control.LinearRamp(end=0.5, warmup=2, ramp=4), target=control.Fixed()
+        ),
+        alignment=control.Constant(value=0.3),
+        clip=Flat(),
         anchor=0.7,
-        target=-1.0,
         step=jnp.asarray(4),
     )
     assert float(logs["lambda"]) == pytest.approx(0.25)
     assert float(logs["diversity"]) > 0
     total = logs["flow"] + 0.25 * logs["diversity"] + 0.7 * logs["anchor"]
+    total = total + 0.3 * logs["alignment"]
+    assert 0 < float(logs["alignment"]) < 2
     chex.assert_trees_all_close(loss, total, rtol=1e-6)
 
 
 def test_groups_are_the_samples_of_one_prompt(batch):
-    _, logs = run(batch, diversity=control.Constant(value=1.0), feature=Flat(), target="real")
+    _, logs = run(batch, diversity=div(), feature=Flat())
     images = np.asarray(batch.images).reshape(P, K, -1)
     hat = images / np.linalg.norm(images, axis=-1, keepdims=True)
     wanted = np.mean([hat[p, i] @ hat[p, j] for p in range(P) for i in range(K) for j in range(i)])
@@ -142,16 +144,18 @@ def test_groups_are_the_samples_of_one_prompt(batch):
 def test_only_what_exceeds_the_real_pictures_cosine_costs(batch):
     same = batch.images.reshape(P, K, 2, 2, 3)[:, :1]
     same = jnp.broadcast_to(same, (P, K, 2, 2, 3)).reshape(batch.images.shape)
-    terms = {"diversity": control.Constant(value=1.0), "feature": Flat()}
-    alike = run(Batch(tokens=batch.tokens, mask=batch.mask, images=same), **terms)[1]
+    terms = {"feature": Flat()}
+    alike = run(Batch(tokens=batch.tokens, mask=batch.mask, images=same), diversity=div(), **terms)[
+        1
+    ]
     assert float(alike["real_cosine"]) == pytest.approx(1)
     assert float(alike["diversity"]) == pytest.approx(0, abs=1e-5)
-    assert float(run(batch, target=-1.0, **terms)[1]["diversity"]) > 0.1
+    assert float(run(batch, diversity=div(cosine=-1.0), **terms)[1]["diversity"]) > 0.1
 
 
 def test_a_gradient_step_on_diversity_opens_the_angles(batch):
     def cosine(params):
-        _, logs = run(batch, params, diversity=control.Constant(value=1.0), feature=Flat())
+        _, logs = run(batch, params, diversity=div(), feature=Flat())
         return logs["mean_cosine"]
 
     before, slope = jax.value_and_grad(cosine)(PARAMS)
@@ -160,7 +164,7 @@ def test_a_gradient_step_on_diversity_opens_the_angles(batch):
 
 
 def test_dropped_prompts_see_bos_alone_and_leave_diversity_and_alignment(batch):
-    terms = {"diversity": control.Constant(value=1.0), "feature": Flat(), "target": None}
+    terms = {"diversity": div(cosine=-1.0), "feature": Flat()}
     bos = Batch(
         tokens=jnp.where(jnp.arange(4)[None] == 0, batch.tokens, 0),
         mask=jnp.broadcast_to(jnp.arange(4)[None] == 0, (P, 4)),
@@ -195,7 +199,7 @@ def test_captions_are_dropped_as_often_as_asked_and_for_whole_prompts():
 
 
 def test_outside_the_window_nothing_counts(batch):
-    terms = {"diversity": control.Constant(value=1.0), "feature": Flat(), "target": -1.0}
+    terms = {"diversity": div(cosine=-1.0), "feature": Flat()}
     late = prediction.OneStep(window=(0.999, 1.0))
     logs = run(batch, prediction=late, **terms)[1]
     assert float(logs["diversity"]) == 0
@@ -204,7 +208,7 @@ def test_outside_the_window_nothing_counts(batch):
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_rollout_is_measured_where_the_sampler_ends(batch, scale):
     class Keeps(Flat):
-        def __call__(self, frozen, samples):
+        def __call__(self, frozen, samples, text=None):
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), samples)
             return super().__call__(frozen, samples)
 
@@ -214,10 +218,9 @@ def test_a_rollout_is_measured_where_the_sampler_ends(batch, scale):
     )
     run(
         batch,
-        diversity=control.Constant(value=1.0),
+        diversity=div(cosine=0.5),
         feature=Keeps(),
         prediction=rollout,
-        target=0.5,
         caption_dropout=1.0,
     )
     jax.effects_barrier()
@@ -244,8 +247,8 @@ def test_fresh_parameters_fit_the_backbone(batch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"samples": 1, "diversity": control.Constant(), "feature": Flat()}, "at least 2"),
-        ({"diversity": control.Constant()}, "feature and clip are missing"),
+        ({"samples": 1, "diversity": div(), "feature": Flat()}, "at least 2"),
+        ({"diversity": div()}, "feature and clip are missing"),
         ({"alignment": control.Constant()}, "clip is missing"),
         ({"caption_dropout": 1.5}, "must lie in"),
     ],
