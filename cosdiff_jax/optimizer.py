@@ -5,6 +5,8 @@ parameters they touch.
 """
 
 import dataclasses
+import re
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from cosdiff_jax.shapes import Params
+from cosdiff_jax.shapes import Batch, Params
 
 
 @runtime_checkable
@@ -115,22 +117,64 @@ def schedule(
     )
 
 
-def chain(
-    rule: Rule, rate: optax.Schedule, *, clip: float = 0.0, accumulate: int = 1
-) -> optax.GradientTransformation:
-    """Clip by global norm, apply the rule, average gradients over ``accumulate`` batches.
+def chain(rule: Rule, rate: optax.Schedule, *, clip: float = 0.0) -> optax.GradientTransformation:
+    """Clip by global norm, then apply the rule.
 
     Args:
       rule: the update rule.
       rate: learning rate by optimizer step.
       clip: largest global gradient norm; 0 switches clipping off.
-      accumulate: batches per optimizer step.
     """
     parts = [optax.clip_by_global_norm(clip)] if clip else []
-    transform = optax.chain(*parts, rule(rate))
-    if accumulate > 1:
-        return optax.MultiSteps(transform, accumulate).gradient_transformation()
-    return transform
+    return optax.chain(*parts, rule(rate))
+
+
+def accumulated(value_and_grad: Callable, parts: int) -> Callable:
+    """Run ``value_and_grad(params, frozen, batch, key, step)`` on parts of a batch in turn.
+
+    The result is the mean over the parts: memory falls by their number, the batch stays what the
+    config says. Part i takes prompts i, i + parts, ...: every device splits its own rows.
+
+    Args:
+      value_and_grad: returns ``((loss, logs), grads)``.
+      parts: how many; 1 changes nothing.
+
+    Raises:
+      ValueError: the prompts of a batch cannot be split so (when traced).
+    """
+    if parts == 1:
+        return value_and_grad
+
+    def split(batch: Batch) -> Batch:
+        prompts = batch.tokens.shape[0]
+        if prompts % parts:
+            raise ValueError(
+                f"data.prompts = {prompts} does not divide into optimizer.accumulate = {parts} parts"
+            )
+
+        def one(x: Array) -> Array:
+            rows = x.shape[0] // prompts
+            x = x.reshape(prompts // parts, parts, rows, *x.shape[1:]).swapaxes(0, 1)
+            return x.reshape(parts, -1, *x.shape[3:])
+
+        return jax.tree.map(one, batch)
+
+    def over_parts(params, frozen, batch, key, step):
+        def body(total, part):
+            number, rows = part
+            out = value_and_grad(params, frozen, rows, jax.random.fold_in(key, number), step)
+            return jax.tree.map(jnp.add, total, out), None
+
+        pieces = (jnp.arange(parts), split(batch))
+        first = jax.tree.map(lambda x: x[0], pieces)
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(value_and_grad, params, frozen, first[1], key, step),
+        )
+        total, _ = jax.lax.scan(body, zero, pieces)
+        return jax.tree.map(lambda x: x / parts, total)
+
+    return over_parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,13 +205,24 @@ def _name(path: tuple) -> str:
 
 
 def _muon_dimensions(params: Params) -> Params:
+    """Which axes of a kernel are its input and its output; the others are a batch of matrices.
+
+    Fused kernels are taken apart: [D, H, E] into one matrix per head, [D, 2, M] into gate and up.
+    A convolution's [3, 3, C, D] is one matrix from its whole window to D.
+    A leading axis too many is the layer axis of nn.scan.
+    """
+
     def one(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
         inside = "/".join(str(getattr(part, "key", part)) for part in path)
-        # First and last layers see raw inputs or make raw outputs; Muon is for what lies between.
-        edge = any(word in inside for word in ("embed", "patch", "out_proj", "output", "proj_out"))
-        if _name(path) != "kernel" or leaf.ndim not in (2, 3) or edge:
+        hidden = re.search(r"blocks/|/level\d|/mid/|/down\d|/up\d", inside)
+        if _name(path) != "kernel" or not hidden or "modulation" in inside:
+            # Muon is for hidden matrices: not for what reads raw inputs or makes raw outputs.
             return None
-        # A third, leading axis is the layer axis of nn.scan: a batch of matrices.
-        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+        if re.search(r"conv\d|shortcut|down\d|up\d", inside):
+            return optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        first, last = int("blocks/" in inside), leaf.ndim - 1
+        if re.search(r"qkv|gate_up|cross_q/", inside):
+            return optax.contrib.MuonDimensionNumbers(first, last)
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), last)
 
     return jax.tree_util.tree_map_with_path(one, params)

@@ -24,11 +24,14 @@ ROWS = Spec(("data", "fsdp"))
 # First match wins. Projections into heads or into the wide MLP are split on their output,
 # projections back to the residual stream on their input, so that a pair needs one all-reduce.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(^|/)(out|down|proj_out|o_proj|mlp_out|fc2)(_proj)?/kernel$", ("tensor", "fsdp")),
+    (r"(qkv|cross_q)(/project)?/kernel$", ("fsdp", "tensor", None)),
+    (r"(attention_out/project|/heads/project)/kernel$", ("tensor", None, "fsdp")),
+    (r"(gate_up|modulation\w*(/\w+)*)/kernel$", ("fsdp", None, "tensor")),
+    (r"(^|/)(down|mlp_out|fc2|out)/kernel$", ("tensor", "fsdp")),
     (r"(^|/)embed\w*/embedding$", ("tensor", "fsdp")),
     (r"/kernel$", ("fsdp", "tensor")),
-    (r"(embedding|position\w*|table|token|modulation)$", (None, "fsdp")),
-    (r"(bias|scale|temperature|count|step|mini_step|gradient_step|skip_state\w*)$", ()),
+    (r"(embedding|position\w*|table|token|start|projection)$", (None, "fsdp")),
+    (r"(bias|scale|weight|temperature|count|step|ns_coeffs)$", ()),
 )
 
 

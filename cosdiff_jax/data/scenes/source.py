@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cosdiff_jax.data.scenes.grammar import LANGUAGES, Split
+from cosdiff_jax.data.scenes.grammar import LANGUAGES, Spec, Split, describe, split_of
+from cosdiff_jax.data.scenes.grammar import caption as caption_of
 from cosdiff_jax.data.scenes.prior import Scene, scenes_from_json
 
 MISSING = "no Scenes dataset in {}: build it with cosdiff_jax.data.scenes.builder.prepare"
@@ -101,3 +102,54 @@ def _find(folder: str | Path) -> Path:
         if (place / "dataset_info.json").is_file():
             return place
     raise ValueError(MISSING.format(folder))
+
+
+class ScenesPairs:
+    """One picture and one caption at a time, for contrastive training.
+
+    Of a prompt's pictures the even ones come with the prompt's own caption and the odd ones are
+    said in full (`grammar.describe`), as long as that description belongs to the same split: a
+    held-out meaning is never shown in training, and a training one never tested.
+
+    Args:
+      folder: as in `ScenesGroups`.
+      split: "train" or "test".
+      languages: which languages captions come in.
+      described: keep only pictures said in full.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: Split,
+        languages: Sequence[str] = LANGUAGES,
+        described: bool = False,
+    ):
+        self.groups = ScenesGroups(folder, split, languages=languages)
+        self.split, self.described = split, described
+        self._kept = range(len(self.groups) * self.groups.stored)
+        if described:
+            self._kept = [index for index in self._kept if self._full(index) is not None]
+
+    def __len__(self) -> int:
+        """How many pairs."""
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``{"caption": str, "images": uint8 [1, 64, 64, 3]}``."""
+        place = self._kept[index]
+        prompt, number = divmod(place, self.groups.stored)
+        group = self.groups[prompt]
+        caption = group["caption"]
+        spec = self._full(place) if number % 2 or self.described else None
+        if spec is not None:
+            languages = self.groups.languages
+            language = languages[zlib.crc32(f"full {place}".encode()) % len(languages)]
+            rng = np.random.default_rng(place)
+            caption = caption_of(spec, language, rng if self.split == "train" else None)
+        return {"caption": caption, "images": group["images"][number : number + 1]}
+
+    def _full(self, place: int) -> Spec | None:
+        prompt, number = divmod(place, self.groups.stored)
+        spec = describe(self.groups.true_scenes(prompt)[number])
+        return spec if split_of(spec) == self.split else None

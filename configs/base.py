@@ -1,0 +1,265 @@
+"""The menu: every knob with its default and unit, every alternative side by side.
+
+Where there is a choice, ``name`` picks one of the entries beside it; the others keep their knobs
+and are not read. A recipe starts from ``menu()``, lays a preset over it, then its own changes;
+the command line comes last:
+
+    python -m cosdiff_jax.train --config=configs/fusion_div.py:tiny --config.steps=50 ...
+"""
+
+from ml_collections import ConfigDict
+
+
+def menu() -> ConfigDict:
+    """Everything that can be chosen."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            steps=1000,  # optimizer steps
+            log_every=1,  # steps between two lines of metrics.jsonl
+            data=data(),
+            tokenizer=dict(
+                name="asset",
+                asset=dict(path="scenes_llm"),  # asset name, or a folder with tokenizer.json
+                bpe=dict(vocab=1024, captions=20_000),  # trained on captions at the start
+            ),
+            language_model=language_model(),
+            vae=vae(),
+            clip=clip(),
+            backbone=backbone(),
+            objective=objective(),
+            optimizer=optimizer(),
+            checkpoint=dict(every=200, keep=2),  # every: steps; keep: how many of the newest
+            sample=sample(),
+            mesh=dict(data=-1, fsdp=1, tensor=1),  # devices per axis; -1 takes what is left
+            export="float32",  # dtype of the weights left in workdir/model: float32, float16
+        )
+    )
+
+
+def data() -> dict:
+    """Where prompts and pictures come from."""
+    return dict(
+        name="scenes",
+        prompts=8,  # P: prompts per step, over all devices
+        samples=8,  # K: pictures per prompt
+        context=32,  # T: tokens a caption is padded to
+        threads=2,  # reading threads per host
+        encoded=False,  # encode every picture once with the VAE and train on the kept latents
+        scenes=dict(
+            folder="datasets/scenes",
+            train=2000,  # prompts rendered for training
+            test=512,  # prompts with captions that training never sees
+            stored=8,  # pictures rendered per prompt, at least `samples`
+            languages=("en", "zh", "ko"),
+        ),
+        scenes_pairs=dict(  # one picture and one caption at a time, half of them said in full
+            folder="datasets/scenes",
+            train=2000,
+            test=512,
+            stored=8,
+            languages=("en", "zh", "ko"),
+        ),
+        captions=dict(number=60_000, digits=True),  # text alone, for the language model
+        digits=dict(length=2000, languages=("en", "zh", "ko")),  # length: groups per epoch
+        folder=dict(path="", size=64),  # your pictures; size: side in pixels after the crop
+    )
+
+
+def language_model() -> dict:
+    """The frozen text side."""
+    return dict(
+        name="asset",
+        asset=dict(path="scenes_llm"),  # asset name, or workdir/model of a run
+        gemma=dict(
+            vocab=1024,
+            width=192,
+            depth=6,
+            heads=4,
+            kv_heads=4,
+            head_size=64,
+            mlp=384,
+            rope_base=10000.0,
+            post_norms=False,  # Gemma 2
+            attention_cap=None,  # Gemma 2 as a language model: 50.0; in deep fusion None
+            attention_scale=None,  # Gemma 2: query_pre_attn_scalar ** -0.5
+            window=None,  # Gemma 2: 4096 tokens in every other layer
+            final_cap=None,  # Gemma 2: 30.0
+            remat=False,
+            unroll=1,  # layers per iteration of the scan over depth
+            dtype="float32",
+        ),
+    )
+
+
+def vae() -> dict:
+    """Between pixels and latents; "none" keeps pixels."""
+    return dict(
+        name="asset",
+        asset=dict(path="scenes_vae"),
+        none={},
+        kl=dict(
+            widths=(32, 64, 96),  # channels per level, from the largest resolution
+            blocks=1,  # ResBlocks per level of the encoder
+            decoder_widths=None,  # None: as the encoder
+            decoder_blocks=1,  # None: blocks + 1, as in SD3
+            latent=16,  # channels of the latents
+            channels=3,  # channels of the pictures
+            groups=8,
+            patch=2,  # pixels folded into channels first; 1 is the SD3 form
+            shift=0.0,
+            scale=1.0,
+            dtype="float32",
+        ),
+    )
+
+
+def clip() -> dict:
+    """Picture and text in one space; "none" where nothing needs it."""
+    return dict(
+        name="asset",
+        asset=dict(path="scenes_clip"),
+        none={},
+        clip=dict(
+            vocab=1024,
+            context=48,
+            size=64,  # side of the pictures in pixels
+            patch=8,
+            width=128,
+            depth=4,
+            heads=4,
+            text_width=128,
+            text_depth=3,
+            text_heads=4,
+            features=128,  # F
+            stem=0,  # channels of a convolutional stem; 0 is the published form
+            quick=True,  # OpenAI's quick GELU
+            dtype="float32",
+        ),
+    )
+
+
+def backbone() -> dict:
+    """What is trained: the velocity field."""
+    return dict(
+        name="fuse_dit",
+        asset=dict(path="fusion_base"),
+        fuse_dit=dict(
+            width=256,
+            depth=6,
+            heads=4,
+            kv_heads=4,  # deep fusion: the language model's
+            head_size=64,  # deep fusion: the language model's
+            mlp=768,
+            patch=2,  # latents per side of a token
+            channels=16,  # of the latents, or of the pictures without a VAE
+            position=dict(
+                name="rope_2d",
+                ape=dict(max_size=64, base_size=16),
+                rope_1d=dict(base=10000.0),
+                rope_2d=dict(base=10000.0),
+                rope_m=dict(base=10000.0),
+            ),
+            modulation=dict(
+                name="adaln_zero", adaln_zero={}, adaln_single={}, addition={}, none={}
+            ),
+            attention=dict(
+                name="deep_self",
+                deep_self=dict(text_layers=None, initial_layers=0),
+                deep_cross=dict(text_layers=None, initial_layers=0),
+                shallow_self=dict(layer=-1),
+                shallow_cross=dict(layer=-1),
+            ),
+            qk_norm=True,
+            sandwich_norm=False,
+            remat=False,
+            unroll=1,
+            dtype="float32",
+        ),
+    )
+
+
+def objective() -> dict:
+    """What is minimised."""
+    return dict(
+        name="flow_matching",
+        next_token={},
+        autoencoder=dict(l2=1.0, l1=0.1, edges=0.0, kl=1e-4),
+        contrastive={},
+        flow_matching=dict(
+            trajectory=dict(name="rectified_flow", rectified_flow={}),
+            times=dict(name="logit_normal", logit_normal=dict(mean=0.0, std=1.0), uniform={}),
+            weighting=dict(name="constant", constant={}),
+            caption_dropout=0.1,  # share of prompts shown as the empty caption
+            alignment=0.0,  # mu: weight of 1 - cos(CLIP text, CLIP picture)
+            anchor=0.0,  # nu: weight of |v - v of the weights the run started from|^2
+            diversity=dict(name="none", none={}, cosine=cosine()),
+            prediction=dict(
+                name="one_step",
+                one_step=dict(window=(0.0, 1.0), shared_time=True),  # window: times that count
+                rollout=dict(
+                    steps=6,
+                    gradient_steps=2,  # the gradient passes through the last ones
+                    guidance=guidance(scale=1.0),
+                ),
+            ),
+            feature=dict(
+                name="clip",
+                clip={},
+                hidden=dict(time=0.1, centre=False),
+                latent=dict(centre=True),
+            ),
+        ),
+    )
+
+
+def cosine() -> dict:
+    """The diversity term."""
+    return dict(
+        schedule=dict(  # lambda(step); warmup and ramp in steps
+            name="linear",
+            constant=dict(value=0.02),
+            linear=dict(end=0.02, warmup=0, ramp=0),
+            cosine=dict(end=0.02, warmup=0, ramp=0),
+        ),
+        measure=dict(name="mean", mean={}, top=dict(percent=20.0)),
+        target=dict(
+            name="real", real=dict(margin=0.0), fixed=dict(cosine=-1.0)
+        ),  # real: what the real pictures of the same prompt have
+    )
+
+
+def guidance(scale: float) -> dict:
+    """How captions are followed while sampling."""
+    return dict(name="classifier_free", classifier_free=dict(scale=scale, interval=(0.0, 1.0)))
+
+
+def optimizer() -> dict:
+    """How the weights move."""
+    return dict(
+        name="adamw",
+        adamw=dict(decay=1e-4, b1=0.9, b2=0.999, eps=1e-8),
+        muon=dict(decay=1e-4, momentum=0.95, b2=0.99),
+        rate=1e-4,  # peak learning rate
+        warmup=0,  # steps of linear growth
+        shape="constant",  # afterwards: constant, linear, cosine
+        floor=0.0,  # where linear and cosine end, as a share of the peak
+        clip=1.0,  # largest global gradient norm; 0 is off
+        accumulate=1,  # parts that a batch is worked through in
+        ema=dict(decay=0.99, every=100),  # every: steps
+    )
+
+
+def sample() -> dict:
+    """How a run is looked at: a grid every so often, numbers at the first and the last step."""
+    return dict(
+        every=100,  # steps between two grids
+        prompts=32,  # held-out prompts measured at the first and last step
+        shown=8,  # of these, how many are rows of the grids
+        num=8,  # K: samples of each
+        steps=25,  # solver steps
+        solver=dict(name="euler", euler={}, heun={}),
+        guidance=guidance(scale=5.0),
+        rows=64,  # pictures drawn at once
+        batches=8,  # held-out batches, for objectives that draw nothing
+    )

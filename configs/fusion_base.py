@@ -1,0 +1,31 @@
+"""The base model: deep fusion trained by rectified flow on Scenes, no diversity term.
+
+python -m cosdiff_jax.train --config=configs/fusion_base.py --workdir=runs/fusion_base
+"""
+
+from configs import base
+
+
+def get_config(preset: str = ""):
+    """The recipe."""
+    config = base.menu()
+    config.steps = 9000
+    config.log_every = 20
+    config.data.prompts = 32
+    config.data.samples = 4
+    config.data.encoded = True
+    config.data.scenes.folder = "datasets/scenes_base"
+    config.data.scenes.train = 12_000
+    config.optimizer.name = "muon"
+    config.optimizer.rate = 2e-3
+    config.optimizer.warmup = 100
+    config.optimizer.shape = "linear"
+    config.optimizer.floor = 0.02
+    config.optimizer.ema.decay = 0.998
+    config.optimizer.ema.every = 1
+    config.checkpoint.every = 500
+    config.sample.every = 500
+    config.sample.prompts = 64
+    config.sample.guidance.classifier_free.scale = 3.0
+    config.export = "float16"
+    return config

@@ -1,0 +1,30 @@
+"""A CLIP for Scenes: a vision transformer and a causal text tower.
+
+python -m cosdiff_jax.train --config=configs/scenes_clip.py --workdir=runs/scenes_clip
+"""
+
+from configs import base
+
+
+def get_config(preset: str = ""):
+    """The recipe."""
+    config = base.menu()
+    config.steps = 1600
+    config.log_every = 10
+    config.data.name = "scenes_pairs"
+    config.data.prompts = 128
+    config.data.samples = 1
+    config.data.scenes_pairs.folder = "datasets/scenes_base"
+    config.data.scenes_pairs.train = 12_000
+    config.clip.name = "clip"
+    config.objective.name = "contrastive"
+    config.optimizer.name = "muon"
+    config.optimizer.rate = 2e-3
+    config.optimizer.warmup = 50
+    config.optimizer.shape = "cosine"
+    config.optimizer.floor = 0.01
+    config.optimizer.ema.decay = 0.99
+    config.optimizer.ema.every = 1
+    config.sample.batches = 16
+    config.export = "float16"
+    return config

@@ -1,0 +1,30 @@
+"""A Gemma-shaped causal language model and its tokenizer, on captions in three languages.
+
+python -m cosdiff_jax.train --config=configs/scenes_llm.py --workdir=runs/scenes_llm
+"""
+
+from configs import base
+
+
+def get_config(preset: str = ""):
+    """The recipe."""
+    config = base.menu()
+    config.steps = 900
+    config.log_every = 10
+    config.data.name = "captions"
+    config.data.prompts = 64
+    config.data.samples = 1
+    config.data.context = 48  # lines that say one scene twice reach 42 tokens
+    config.tokenizer.name = "bpe"
+    config.language_model.name = "gemma"
+    config.objective.name = "next_token"
+    config.optimizer.name = "adamw"
+    config.optimizer.rate = 2e-3
+    config.optimizer.warmup = 100
+    config.optimizer.shape = "cosine"
+    config.optimizer.floor = 0.05
+    config.optimizer.adamw.b2 = 0.98
+    config.optimizer.ema.decay = 0.98
+    config.optimizer.ema.every = 1
+    config.export = "float16"
+    return config

@@ -1,0 +1,169 @@
+"""From a source of prompt groups to batches: shuffle, tokenize, stack, flatten to B = P K rows.
+
+A source is anything with ``__len__`` and ``__getitem__(i) -> {"caption": str, ...}``: a group is
+one caption with K pictures ("images", uint8 [K X Y C]) or K encoded pictures ("latents",
+[K h w c]); a text source has captions only. Grain does the rest, so that the iterator's place in
+the data is a small dictionary and a resumed run sees the batches it would have seen.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from cosdiff_jax.data.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to groups."""
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One group."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode:
+    """One group of a source -> arrays of one prompt.
+
+    Attributes:
+      tokenizer: turns captions into tokens.
+      context: tokens a caption is padded to.
+      eos: end the caption with an end-of-text token (language-model training).
+    """
+
+    tokenizer: Tokenizer
+    context: int
+    eos: bool = False
+
+    def __call__(self, group: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Tokenize the caption and scale the pictures to [-1, 1].
+
+        Raises:
+          ValueError: the caption is longer than the context.
+        """
+        tokens, mask = self.tokenizer.encode([group["caption"]], self.context, eos=self.eos)
+        rows = {"tokens": tokens[0], "mask": mask[0]}
+        if "images" in group:
+            rows["images"] = to_float(group["images"])
+        if "latents" in group:
+            rows["latents"] = np.asarray(group["latents"], np.float32)
+        return rows
+
+
+def batches(
+    source: Source,
+    encode: Encode,
+    *,
+    prompts: int,
+    seed: int,
+    shard: int = 0,
+    shards: int = 1,
+    shuffle: bool = True,
+    repeat: bool = True,
+    threads: int = 2,
+) -> grain.IterDataset:
+    """An endless, seekable stream of batches: dicts of arrays in ``Batch``'s field names.
+
+    Args:
+      source: groups.
+      encode: what is done to each group.
+      prompts: P over all hosts.
+      seed: order of the groups; every epoch is shuffled anew.
+      shard: this host's number.
+      shards: hosts; each reads groups ``shard, shard + shards, ...``.
+      shuffle: draw in random order.
+      repeat: go on for ever; without it one pass is made, the rest that fills no batch dropped.
+      threads: reading threads.
+
+    Raises:
+      ValueError: P is not divisible by the hosts, or the source has fewer groups than a batch.
+    """
+    if prompts % shards:
+        raise ValueError(f"data.prompts = {prompts} cannot be split over {shards} hosts")
+    local = prompts // shards
+    dataset = grain.MapDataset.source(source)[shard::shards]
+    if len(dataset) < local:
+        raise ValueError(
+            f"the data has {len(source)} prompt groups, fewer than one batch (data.prompts = {prompts})"
+        )
+    dataset = dataset.seed(seed)
+    if shuffle:
+        dataset = dataset.shuffle()
+    if repeat:
+        dataset = dataset.repeat()
+    dataset = dataset.map(encode).batch(local, drop_remainder=True).map(flatten)
+    return dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+    )
+
+
+def flatten(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Join prompts and samples: [P K ...] -> [B ...] for everything on the image side."""
+    return {
+        name: value.reshape(-1, *value.shape[2:]) if name in ("images", "latents") else value
+        for name, value in rows.items()
+    }
+
+
+def to_float(images: UInt8[np.ndarray, "*any X Y C"]) -> Float[np.ndarray, "*any X Y C"]:
+    """Pixels 0..255 -> [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Float[np.ndarray, "*any X Y C"]) -> UInt8[np.ndarray, "*any X Y C"]:
+    """Pixels [-1, 1] -> 0..255, rounded and clipped."""
+    return np.clip(np.rint((np.asarray(images) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithLatents:
+    """A source whose pictures were encoded beforehand.
+
+    Where more pictures are kept of a prompt than a group has, they are dealt out over several
+    groups of that prompt, so that every picture is seen.
+
+    Attributes:
+      captions: one per prompt.
+      latents: encoded pictures in the same order; may be a memory map.
+      samples: K, pictures per group.
+    """
+
+    captions: tuple[str, ...]
+    latents: Float[np.ndarray, "prompts stored h w c"]
+    samples: int
+
+    def __len__(self) -> int:
+        return len(self.captions) * self._hands
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        prompt, hand = divmod(index, self._hands)
+        start = hand * self.samples
+        return {
+            "caption": self.captions[prompt],
+            "latents": self.latents[prompt, start : start + self.samples],
+        }
+
+    @property
+    def _hands(self) -> int:
+        return max(self.latents.shape[1] // self.samples, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """Lines of text without pictures, for language-model training."""
+
+    lines: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"caption": self.lines[index]}

@@ -1,0 +1,244 @@
+"""A recipe made ready to run: what ``train.py`` needs, checked and assembled.
+
+The checks stand here because they look at the whole recipe at once; every sentence they end with
+names the field to change.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import optax
+
+from cosdiff_jax import build, latents, optimizer, weights
+from cosdiff_jax.data import groups
+from cosdiff_jax.data.tokenizer import Tokenizer
+from cosdiff_jax.judge import Drawn, HeldOut, InClip, Judge, Measure
+from cosdiff_jax.shapes import Frozen, Params
+
+# Fields that may change between two parts of one run: they do not touch what is computed.
+_FREE = ("steps", "log_every", "checkpoint", "sample", "mesh", "export", "data.threads")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a run needs.
+
+    Attributes:
+      objective: what to minimise.
+      frozen: weights nobody trains, numpy.
+      params: weights to start from, numpy; None starts from scratch.
+      rule, rate, ema: the optimizer's parts.
+      stream: ``(shard, shards) -> iterator`` over the training data.
+      judge: pictures and numbers of a set of weights.
+      tokenizer: of the captions.
+      entry: menu entry of the trained network.
+    """
+
+    objective: Any
+    frozen: Frozen
+    params: Params | None
+    rule: optimizer.Rule
+    rate: optax.Schedule
+    ema: optimizer.Ema
+    stream: Callable[[int, int], grain.DatasetIterator]
+    judge: Judge
+    tokenizer: Tokenizer
+    entry: Mapping[str, Any]
+
+
+def prepare(config: Any) -> Job:
+    """Build a recipe.
+
+    Raises:
+      ValueError: something in it cannot be.
+    """
+    check(config)
+    role = build.TRAINED[config.objective.name]
+    objective, needs = build.objective(config)
+    words = build.tokenizer(config.tokenizer)
+    text_only = config.objective.name == "next_token"
+    encode = groups.Encode(tokenizer=words, context=config.data.context, eos=text_only)
+    data = build.source(config.data, "train")
+    frozen = build.frozen(config, needs)
+    if config.data.encoded:
+        data = _encoded(config, frozen["vae"])
+    knobs = config.optimizer
+
+    def stream(shard: int, shards: int) -> grain.DatasetIterator:
+        return iter(
+            groups.batches(
+                data,
+                encode,
+                prompts=config.data.prompts,
+                seed=config.seed,
+                shard=shard,
+                shards=shards,
+                threads=config.data.threads,
+            )
+        )
+
+    return Job(
+        objective=objective,
+        frozen=frozen,
+        params=build.parameters(config[role]),
+        rule=build.make(build.OPTIMIZERS, knobs),
+        rate=optimizer.schedule(
+            knobs.rate,
+            steps=config.steps,
+            warmup=knobs.warmup,
+            shape=knobs.shape,
+            floor=knobs.floor,
+        ),
+        ema=optimizer.Ema(**knobs.ema),
+        stream=stream,
+        judge=_judge(config, objective, encode, frozen),
+        tokenizer=words,
+        entry=build.resolve(config[role]),
+    )
+
+
+def _encoded(config: Any, vae: Params) -> groups.Source:
+    """The training groups as latents; all stored pictures of a prompt are used."""
+    if config.data.name != "scenes":
+        raise ValueError(f"data.encoded needs data.name=scenes, not {config.data.name}")
+    everything = config.data.scenes.stored
+    data = build.make(build.SOURCES, config.data, split="train", samples=everything)
+    kept = latents.encode(data, build.model("vae", config.vae), vae, config.data.scenes.folder)
+    captions = tuple(data[index]["caption"] for index in range(len(data)))
+    return groups.WithLatents(captions, kept, config.data.samples)
+
+
+def _judge(config: Any, objective: Any, encode: groups.Encode, frozen: Frozen) -> Judge:
+    held_out = build.source(config.data, "test")
+    if config.objective.name != "flow_matching":
+
+        def batches():
+            return iter(
+                groups.batches(
+                    held_out,
+                    encode,
+                    prompts=config.data.prompts,
+                    seed=0,
+                    shuffle=False,
+                    threads=config.data.threads,
+                )
+            )
+
+        return HeldOut(objective=objective, batches=batches, number=config.sample.batches)
+    return drawn(config, held_out, encode.tokenizer, frozen)
+
+
+def drawn(config: Any, source: groups.Source, words: Tokenizer, frozen: Frozen) -> Drawn:
+    """The judge of a text-to-image model on the first prompts of a source.
+
+    Args:
+      config: the recipe; ``config.sample`` says how much is drawn and how.
+      source: held-out groups.
+      words: the tokenizer.
+      frozen: CLIP's weights under "clip", if it is to be asked.
+    """
+    number = min(config.sample.prompts, len(source))
+    items = [source[index] for index in range(number)]
+    captions = [item["caption"] for item in items]
+    real = np.stack([item["images"][: config.sample.num] for item in items])
+    tokens, mask = words.encode(captions, config.data.context)
+    measures: list[Measure] = []
+    if "clip" in frozen:
+        clip = build.model("clip", config.clip)
+        measures.append(InClip(clip=clip, params=frozen["clip"], tokens=tokens, mask=mask))
+    measures += build.measures(config.data.name, items)
+    return Drawn(
+        sampler=build.sampler(config, real.shape[2:]),
+        tokens=tokens,
+        mask=mask,
+        prompts=captions,
+        groups=real,
+        measures=measures,
+        shown=min(config.sample.shown, number),
+        key=jax.random.key(config.seed + 1),
+    )
+
+
+def check(config: Any) -> None:
+    """Refuse, in one line, what cannot work.
+
+    Raises:
+      ValueError: what is wrong and what to do.
+    """
+    flow = config.objective.name == "flow_matching"
+    diversity = flow and config.objective.flow_matching.diversity.name != "none"
+    if diversity and config.data.samples < 2:
+        raise ValueError(
+            f"data.samples = {config.data.samples}: the diversity term compares the samples of "
+            "one prompt and needs at least 2; raise data.samples or set "
+            "objective.flow_matching.diversity.name=none"
+        )
+    for field in ("prompts", "samples", "context"):
+        if config.data[field] < 1:
+            raise ValueError(f"data.{field} must be at least 1, not {config.data[field]}")
+    if config.steps < 1 or config.log_every < 1 or config.checkpoint.every < 1:
+        raise ValueError("steps, log_every and checkpoint.every must be at least 1")
+
+
+def check_same_run(config: Any, before: Mapping[str, Any] | None, workdir: str) -> None:
+    """Refuse to go on in a folder that another recipe began.
+
+    Args:
+      config: the recipe asked for.
+      before: the config stored in the folder's newest checkpoint, or None.
+      workdir: the folder.
+
+    Raises:
+      ValueError: naming the first field that differs.
+    """
+    if before is None:
+        return
+    now, then = _flat(json.loads(config.to_json_best_effort())), _flat(before)
+    for name in sorted(now.keys() | then.keys()):
+        free = any(name == field or name.startswith(field + ".") for field in _FREE)
+        if not free and now.get(name) != then.get(name):
+            raise ValueError(
+                f"{workdir} holds a run with {name} = {then.get(name)}, not {now.get(name)}: "
+                "choose another --workdir, or the recipe that began it"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found.update(_flat(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def export(config: Any, job: Job, frozen: Frozen, params: Params, folder: Path) -> None:
+    """Leave the weights of a finished run where ``name=asset`` and ``generate`` find them.
+
+    Args:
+      config: the recipe.
+      job: made of it.
+      frozen: as trained with.
+      params: the averaged weights.
+      folder: gets model.safetensors, config.json, tokenizer.json and the recipe itself.
+    """
+    entry = json.loads(json.dumps(_plain(job.entry)))
+    knobs = dict(entry[entry["name"]])
+    calibrate = getattr(job.objective, "calibrate", None)
+    if calibrate is not None:
+        stream = job.stream(0, 1)
+        knobs |= calibrate(params, [next(stream)["images"] for _ in range(16)])
+    weights.save(folder, {"name": entry["name"], entry["name"]: knobs}, params, dtype=config.export)
+    job.tokenizer.fast.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "recipe.json").write_text(config.to_json_best_effort(indent=1) + "\n")
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return entry.to_dict() if hasattr(entry, "to_dict") else dict(entry)

@@ -1,0 +1,173 @@
+"""A set of weights -> pictures to look at and numbers to compare: what runs are judged by."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from cosdiff_jax.data.groups import to_float, to_uint8
+from cosdiff_jax.metrics import clip_score, cosine
+from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.shapes import Batch, Frozen, Params
+
+Groups = UInt8[np.ndarray, "P K X Y C"]
+Measure = Callable[[Groups], dict[str, float]]
+"""Groups of pictures of the judge's own prompts -> measures by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Look:
+    """What was seen of one set of weights.
+
+    Attributes:
+      table: measures by name.
+      images: the pictures of the prompts shown in grids, or None where there is nothing to see.
+    """
+
+    table: dict[str, float]
+    images: Groups | None = None
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A way to look at weights.
+
+    Attributes:
+      captions: row labels of the grids.
+      truth: the measures of the true distribution, {} where there is none.
+      real: real pictures of the prompts shown, or None.
+    """
+
+    captions: Sequence[str]
+    truth: dict[str, float]
+    real: Groups | None
+
+    def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
+        """Draw the fixed prompts; with ``measure`` also compute the numbers."""
+        ...
+
+
+@dataclasses.dataclass(kw_only=True)
+class Drawn:
+    """Pictures of fixed held-out prompts from fixed noise, and what the measures say of them.
+
+    Attributes:
+      sampler: draws.
+      tokens, mask: the P prompts.
+      prompts: their captions.
+      groups: K real pictures of each prompt: the true distribution, measured the same way.
+      measures: what is computed.
+      shown: how many prompts are rows of the grids.
+      key: of the noise.
+    """
+
+    sampler: Sampler
+    tokens: Int[np.ndarray, "P T"]
+    mask: Bool[np.ndarray, "P T"]
+    prompts: Sequence[str]
+    groups: Groups
+    measures: Sequence[Measure]
+    shown: int
+    key: jax.Array
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Row labels of the grids."""
+        return self.prompts[: self.shown]
+
+    @property
+    def real(self) -> Groups:
+        """Real pictures of the prompts shown."""
+        return self.groups[: self.shown]
+
+    @functools.cached_property
+    def truth(self) -> dict[str, float]:
+        """The measures of the real pictures."""
+        return self._measure(self.groups)
+
+    def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
+        """Draw; without ``measure`` only the prompts shown."""
+        number = len(self.prompts) if measure else self.shown
+        drawn = to_uint8(
+            self.sampler(
+                params,
+                frozen,
+                self.tokens[:number],
+                self.mask[:number],
+                self.key,
+                num=self.groups.shape[1],
+            )
+        )
+        return Look(table=self._measure(drawn) if measure else {}, images=drawn[: self.shown])
+
+    def _measure(self, groups: Groups) -> dict[str, float]:
+        return {name: value for one in self.measures for name, value in one(groups).items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InClip:
+    """Cosines within each prompt's group and between picture and prompt, in CLIP's space.
+
+    Attributes:
+      clip: the network.
+      params: its weights.
+      tokens, mask: the P prompts.
+      percent: of the top-k % cosine.
+    """
+
+    clip: Any
+    params: Params
+    tokens: Int[np.ndarray, "P T"]
+    mask: Bool[np.ndarray, "P T"]
+    percent: float = 20.0
+
+    def __call__(self, groups: Groups) -> dict[str, float]:
+        """``mean_cosine``, ``top_cosine`` and ``clip_score``."""
+        image = jax.jit(lambda p, x: self.clip.apply({"params": p}, x, method="image"))
+        text = jax.jit(lambda p, t, m: self.clip.apply({"params": p}, t, m, method="text"))
+        cosines, scores = cosine.init(), clip_score.init()
+        features = text(self.params, self.tokens, self.mask)
+        for group, said in zip(groups, np.asarray(features), strict=True):
+            f = np.asarray(image(self.params, to_float(group)))[None]
+            cosines = cosine.update(cosines, f, self.percent)
+            scores = clip_score.update(scores, f, said[None])
+        return {**cosine.result(cosines), **clip_score.result(scores)}
+
+
+@dataclasses.dataclass(kw_only=True)
+class HeldOut:
+    """The objective's own terms on data that training never sees.
+
+    Attributes:
+      objective: what is being trained.
+      batches: opens the held-out data from its beginning.
+      number: how many batches are averaged.
+    """
+
+    objective: Any
+    batches: Callable[[], Iterator[dict[str, np.ndarray]]]
+    number: int = 8
+    captions: Sequence[str] = ()
+    truth: dict[str, float] = dataclasses.field(default_factory=dict)
+    real: Groups | None = None
+
+    @functools.cached_property
+    def _logs(self) -> Callable:
+        return jax.jit(lambda *args: self.objective(*args)[1])
+
+    def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
+        """Average the logs over the held-out batches."""
+        total: dict[str, float] = {}
+        stream = self.batches() if measure else iter(())
+        for index, rows in zip(range(self.number), stream, strict=False):
+            batch = Batch(**jax.tree.map(jnp.asarray, rows))
+            logs = self._logs(params, frozen, batch, jax.random.key(index), jnp.int32(0))
+            for name, value in logs.items():
+                total.setdefault(name, 0.0)
+                total[name] += float(value) / self.number
+        return Look(table=total)

@@ -1,0 +1,249 @@
+"""Train anything in objectives/: one loop, read from top to bottom.
+
+    python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
+
+The same command resumes. Ctrl-C or SIGTERM saves and exits with 0; a second Ctrl-C leaves at once.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+from ml_collections import config_flags
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from cosdiff_jax import checkpoint, optimizer, sharding
+from cosdiff_jax import job as job_lib
+from cosdiff_jax.report import grid
+from cosdiff_jax.shapes import TrainState
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/fusion_div.py:tiny")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs, grids, report")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
+
+# What the progress bar has room for, of what the objective logs.
+SHOWN = ("loss", "flow", "diversity", "alignment", "lambda", "mean_cosine", "psnr", "accuracy")
+
+_log = logging.getLogger("cosdiff_jax")
+
+
+def train(config, workdir: str) -> TrainState:
+    """Run a recipe to its end or to the next signal; return the state it ended in.
+
+    Args:
+      config: the resolved recipe.
+      workdir: where everything goes; resumed from if it holds a checkpoint of the same recipe.
+
+    Raises:
+      ValueError: something the user can put right, in one line.
+    """
+    stop = Stop()
+    mesh = sharding.make_mesh(**config.mesh)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+    job_lib.check_same_run(config, checkpoints.config(), workdir)
+    with jax.set_mesh(mesh):
+        job = job_lib.prepare(config)
+        stream = job.stream(jax.process_index(), jax.process_count())
+        start = stream.get_state()
+        example = sharding.to_device(next(stream), mesh)
+        stream.set_state(start)
+        frozen = sharding.put(job.frozen, mesh)
+        initial = None if job.params is None else sharding.put(job.params, mesh)
+        key = jax.random.key(config.seed)
+        chain = optimizer.chain(job.rule, job.rate, clip=config.optimizer.clip)
+
+        def init(key, batch, params):
+            params = job.objective.init(key, batch) if params is None else params
+            zero = jnp.zeros((), jnp.int32)
+            return TrainState(step=zero, params=params, opt_state=chain.init(params), ema=params)
+
+        # The state is born in its place: jit(chain.init) alone would return replicated moments.
+        shapes = jax.eval_shape(init, key, example, initial)
+        places = sharding.place(shapes, mesh)
+        state = jax.jit(init, out_shardings=places)(key, example, initial)
+        restored = checkpoints.restore(checkpoint.abstract(state), repair=True)
+        if restored is not None:
+            state = restored.state
+            stream.set_state(restored.data)
+            _log.info("resumed %s from step %d of %d", workdir, restored.step, config.steps)
+
+        value_and_grad = optimizer.accumulated(
+            jax.value_and_grad(job.objective, has_aux=True), config.optimizer.accumulate
+        )
+
+        def train_step(state, frozen, batch):
+            # Draws depend on the seed and the step only: a resumed run repeats them.
+            now = jax.random.fold_in(key, state.step)
+            (_, logs), grads = value_and_grad(state.params, frozen, batch, now, state.step)
+            updates, opt_state = chain.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            step = state.step + 1
+            logs["gradient_norm"] = optax.global_norm(grads)
+            logs["learning_rate"] = job.rate(state.step)
+            return TrainState(step, params, opt_state, job.ema(state.ema, params, step)), logs
+
+        train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
+
+        def save():
+            checkpoints.save(state, stream.get_state(), json.loads(config.to_json_best_effort()))
+
+        step = int(state.step)
+        record = Record(workdir, step)
+        if not step:
+            look(job, frozen, state, workdir)
+        rows = example.tokens.shape[0] * config.data.samples
+        meter = Meter(rows)
+        bar = tqdm(
+            total=config.steps,
+            initial=step,
+            unit="step",
+            disable=None if os.isatty(2) else False,
+            mininterval=1.0 if os.isatty(2) else 10.0,
+            dynamic_ncols=True,
+        )
+        while step < config.steps and not stop.asked:
+            batch = sharding.to_device(next(stream), mesh)
+            state, logs = train_step(state, frozen, batch)
+            step += 1
+            if step % config.log_every == 0 or step == config.steps:
+                values = {name: float(value) for name, value in logs.items()}
+                if not math.isfinite(values["loss"]):
+                    raise ValueError(
+                        f"the loss is {values['loss']} at step {step}; the last good checkpoint "
+                        "stands: lower optimizer.rate or look at the data"
+                    )
+                values["images_per_second"] = meter.rate(step)
+                record.write(step, values)
+                bar.set_postfix_str(brief(values))
+            bar.update()
+            if step % config.checkpoint.every == 0 and step < config.steps:
+                save()
+            if step % config.sample.every == 0 and step < config.steps:
+                look(job, frozen, state, workdir, measure=False)
+        bar.close()
+        save()
+        record.close()
+        checkpoints.close()
+        if step < config.steps:
+            _log.info("stopped and saved at step %d; the same command goes on", step)
+            return state
+        look(job, frozen, state, workdir)
+        job_lib.export(config, job, frozen, state.ema, Path(workdir) / "model")
+    return state
+
+
+def look(
+    job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure: bool = True
+) -> dict:
+    """Draw the fixed prompts with the averaged weights, measure, and write both to samples/."""
+    seen = job.judge(state.ema, frozen, measure=measure)
+    if jax.process_index() == 0:
+        folder = Path(workdir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"step_{int(state.step):07d}"
+        if seen.images is not None:
+            grid.write_png(folder / f"{stem}.png", seen.images, job.judge.captions)
+        if measure:
+            (folder / f"{stem}.json").write_text(json.dumps(seen.table, indent=1) + "\n")
+    return seen.table
+
+
+class Stop:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between two steps."""
+
+    def __init__(self):
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step (Ctrl-C again leaves at once)", file=sys.stderr)
+
+
+class Meter:
+    """Images per second since the last reading; the first step compiles and is not counted."""
+
+    def __init__(self, rows: int):
+        self._rows, self._step, self._time = rows, None, 0.0
+
+    def rate(self, step: int) -> float:
+        """Images per second up to ``step``."""
+        now = time.monotonic()
+        since, self._step = self._step, step
+        elapsed, self._time = now - self._time, now
+        return 0.0 if since is None else self._rows * (step - since) / elapsed
+
+
+class Record:
+    """metrics.jsonl and TensorBoard events; on host 0 only.
+
+    Args:
+      workdir: the run's folder.
+      step: the step the run goes on from; what a killed run wrote after it is taken out.
+    """
+
+    def __init__(self, workdir: str, step: int):
+        self._host = jax.process_index() == 0
+        if not self._host:
+            return
+        self._path = Path(workdir) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            # A line cut short by kill -9 is dropped with them.
+            whole = [line for line in self._path.read_text().split("\n") if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            self._path.write_text("".join(line + "\n" for line in kept))
+        self._events = SummaryWriter(str(Path(workdir) / "events"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write down one step's scalars."""
+        if not self._host:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self._host:
+            self._events.close()
+
+
+def brief(values: dict[str, float]) -> str:
+    """The few numbers that fit beside a progress bar."""
+    shown = [name for name in SHOWN if name in values]
+    return " ".join(f"{name} {values[name]:.3g}" for name in shown)
+
+
+def main(argv: list[str]) -> None:
+    """Parse flags, run, and turn errors a user can mend into one line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    _log.setLevel(logging.INFO)
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    if len(argv) > 1:
+        sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    if not CONFIG.value or not WORKDIR.value:
+        sys.exit("both --config=configs/RECIPE.py and --workdir=FOLDER are needed")
+    try:
+        train(CONFIG.value, WORKDIR.value)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

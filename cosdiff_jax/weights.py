@@ -1,0 +1,80 @@
+"""Weights in a folder: model.safetensors beside the config.json that says what they fit.
+
+The folder is one that ships inside the package (``scenes_llm`` ...) or one that a run left
+(``runs/x/model``). config.json is an entry of the menu: ``{"name": "gemma", "gemma": {...}}``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from cosdiff_jax.shapes import Params
+
+EMBEDDED = Path(__file__).parent / "assets"
+
+
+def folder(path: str) -> Path:
+    """The folder of an asset, by embedded name or by path.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    for candidate in (EMBEDDED / path, Path(path)):
+        if path and (candidate / "config.json").is_file():
+            return candidate
+    known = sorted(p.parent.name for p in EMBEDDED.glob("*/config.json"))
+    raise ValueError(
+        f"no model in {path!r}: it is neither an embedded one ({', '.join(known) or 'none'}) "
+        "nor a folder with config.json and model.safetensors"
+    )
+
+
+def entry(path: str) -> dict[str, Any]:
+    """The menu entry that the weights fit."""
+    return json.loads((folder(path) / "config.json").read_text())
+
+
+def load(path: str) -> Params:
+    """The weights, as float32 numpy arrays in a nested dictionary.
+
+    Raises:
+      ValueError: the file is missing or broken.
+    """
+    file = folder(path) / "model.safetensors"
+    try:
+        flat = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value.astype(np.float32) if value.dtype == np.float16 else value
+    return tree
+
+
+def save(path: str | Path, entry: dict[str, Any], params: Params, *, dtype: str) -> None:
+    """Write weights and entry so that ``load`` finds them.
+
+    Args:
+      path: the folder, made if missing.
+      entry: the menu entry.
+      params: nested dictionary of arrays.
+      dtype: what floating-point weights are stored as, "float32" or "float16".
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    flat = {}
+    for keys, value in jax.tree_util.tree_leaves_with_path(params):
+        value = np.asarray(value)
+        name = "/".join(str(getattr(key, "key", key)) for key in keys)
+        flat[name] = value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
+    save_file(flat, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(entry, indent=1) + "\n")
