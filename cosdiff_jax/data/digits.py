@@ -68,7 +68,7 @@ class DigitGroups:
         split: "train" or "test".
         samples: K, pictures a prompt; no picture comes twice in a group.
         languages: of the captions, from "en", "zh", "ko".
-        length: groups an epoch.
+        number: groups an epoch.
         seed: of the draw.
 
     Raises:
@@ -79,7 +79,7 @@ class DigitGroups:
     split: str = "train"
     samples: int = 8
     languages: Sequence[str] = LANGUAGES
-    length: int = 2_000
+    number: int = 4_000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,8 +87,8 @@ class DigitGroups:
             raise ValueError(
                 f"digits: languages {list(self.languages)} must be some of {', '.join(LANGUAGES)}"
             )
-        if self.length < 1:
-            raise ValueError(f"digits: length is {self.length}, but an epoch needs a group")
+        if self.number < 1:
+            raise ValueError(f"digits: number is {self.number}, but an epoch needs a group")
         most = int(np.bincount(load(self.split)[1]).min())
         if not 1 <= self.samples <= most:
             raise ValueError(
@@ -97,7 +97,7 @@ class DigitGroups:
             )
 
     def __len__(self) -> int:
-        return self.length
+        return self.number
 
     def digit(self, index: int) -> int:
         """The digit that group ``index`` asks for."""
@@ -118,8 +118,8 @@ class DigitGroups:
         return {"caption": self.caption(index), "images": images[chosen], "digit": digit}
 
     def _place(self, index: int) -> int:
-        if not 0 <= index < self.length:
-            raise IndexError(f"group {index} of {self.length}")
+        if not 0 <= index < self.number:
+            raise IndexError(f"group {index} of {self.number}")
         return int(index)
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:

@@ -121,7 +121,7 @@ class DigitMetric:
 
     def true(self, samples: int, groups: int = 200) -> Mapping[str, float]:
         """The same figures for real held-out pictures in groups of K = ``samples``."""
-        source = digits_lib.DigitGroups(split="test", samples=samples, length=groups)
+        source = digits_lib.DigitGroups(split="test", samples=samples, number=groups)
         records = [source[index] for index in range(groups)]
         asked = np.array([record["digit"] for record in records], np.int32)
         images = np.stack([record["images"] for record in records])

@@ -26,7 +26,7 @@ def test_the_split_is_fixed_stratified_and_disjoint():
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_group_is_k_different_real_pictures_of_the_digit(split):
-    source = digits.DigitGroups(split=split, samples=8, length=60)
+    source = digits.DigitGroups(split=split, samples=8, number=60)
     images, shown = digits.load(split)
     real = {image.tobytes(): digit for image, digit in zip(images, shown, strict=True)}
     for index in range(len(source)):
@@ -40,19 +40,19 @@ def test_a_group_is_k_different_real_pictures_of_the_digit(split):
 
 
 def test_every_digit_in_every_language_comes_round():
-    source = digits.DigitGroups(length=30, split="test")
+    source = digits.DigitGroups(number=30, split="test")
     assert {source.caption(i) for i in range(30)} == {
         digit_caption(digit, language) for digit in range(10) for language in LANGUAGES
     }
 
 
 def test_groups_are_functions_of_seed_and_index():
-    source = digits.DigitGroups(length=50)
-    again = digits.DigitGroups(length=50)
+    source = digits.DigitGroups(number=50)
+    again = digits.DigitGroups(number=50)
     np.testing.assert_array_equal(source[7]["images"], again[7]["images"])
     assert source[7]["caption"] == again[7]["caption"]
     assert (source[7]["images"] != source[17]["images"]).any()
-    other = digits.DigitGroups(length=50, seed=1)
+    other = digits.DigitGroups(number=50, seed=1)
     assert (source[7]["images"] != other[7]["images"]).any()
     with pytest.raises(IndexError):
         source[50]
@@ -65,7 +65,7 @@ def test_groups_are_functions_of_seed_and_index():
         ({"languages": ()}, "must be some of"),
         ({"samples": 0}, "samples is 0"),
         ({"samples": 36, "split": "test"}, "samples is 36"),
-        ({"length": 0}, "length is 0"),
+        ({"number": 0}, "number is 0"),
         ({"split": "val"}, "neither train nor test"),
     ],
 )

@@ -1,0 +1,362 @@
+"""A folder of anyone's pictures with captions -> prompt groups.
+
+A caption stands in a text file beside its picture (``cat.jpg``, ``cat.txt``) or in a
+``metadata.jsonl`` or ``metadata.csv`` in the same folder or above it (``file_name`` and ``text``
+or ``caption``, the layout of Hugging Face's imagefolder). Pictures with the same caption form the
+group of that prompt. What cannot be used is passed over, and said.
+"""
+
+import concurrent.futures
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cosdiff_jax.data import preprocess
+
+READABLE = frozenset(
+    f".{kind}"
+    for kind in ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "avif")
+)
+UNREADABLE = frozenset(
+    f".{kind}" for kind in ("heic", "heif", "svg", "psd", "raw", "cr2", "nef", "arw", "dng", "eps")
+)
+CAPTION_FIELDS = ("text", "caption")
+
+# Decoded pictures are kept up to this many bytes; beyond, they are decoded again when drawn.
+KEEP = 2**30
+# A small folder still gives an epoch of at least this many groups, each a fresh draw.
+SHORTEST_EPOCH = 256
+NAMED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        pictures: (path, caption) of every picture that has a caption, sorted by path.
+        skipped: (name relative to the folder, reason) of every one that has none, and of every
+            line of metadata that says nothing about a picture.
+        total: picture files seen.
+    """
+
+    pictures: tuple[tuple[pathlib.Path, str], ...]
+    skipped: tuple[tuple[str, str], ...]
+    total: int
+
+
+class FolderGroups:
+    """Groups of one caption and K of its pictures.
+
+    In one round every caption's pictures are shuffled and dealt out K at a time, so that each
+    picture is seen; the last hand is filled up from the others. A caption with fewer than K
+    pictures gives one group a round in which they repeat. Rounds follow until an epoch has at
+    least SHORTEST_EPOCH groups. Group ``i`` is a function of the folder, ``seed`` and ``i``.
+
+    Attributes:
+        captions: the captions of this split, sorted.
+        skipped: (name, reason) of everything that was passed over, broken pictures included.
+        summary: one line for the user: how many of how many, what was skipped and why.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        size: int = 64,
+        split: str = "train",
+        samples: int = 8,
+        test: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Read the folder.
+
+        Args:
+            path: the folder; sub-folders are searched too.
+            size: side in pixels of the square that is cut from the middle.
+            split: "train" or "test".
+            samples: K, pictures a prompt.
+            test: share of the captions held out, chosen by a hash of the caption, so that more
+                pictures later do not move the old ones; at 0 both splits are the whole folder.
+            seed: of the draw.
+
+        Raises:
+            ValueError: no folder, no usable picture in it, no caption in this split, or a wrong
+                knob.
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"folder: split {split!r} is neither train nor test")
+        if samples < 1 or size < 1 or not 0 <= test < 1:
+            raise ValueError(
+                "folder: samples and size must be at least 1 and test in [0, 1), "
+                f"not {samples}, {size} and {test}"
+            )
+        found = scan(path)
+        usable, broken = _decode(found.pictures, size)
+        root = pathlib.Path(path).expanduser()
+        broken = [(_name(place, root), reason) for place, reason in broken]
+        self.skipped = tuple(sorted({*found.skipped, *broken}))
+        if not usable:
+            raise ValueError(
+                f"folder {path}: none of its {found.total} images can be used; "
+                f"{_list(self.skipped)}"
+            )
+        pictures: dict[str, list[pathlib.Path]] = {}
+        for place, caption in found.pictures:
+            if place in usable and (not test or (_share(caption) < test) == (split == "test")):
+                pictures.setdefault(caption, []).append(place)
+        if not pictures:
+            raise ValueError(
+                f"folder {path}: with data.folder.test = {test} no caption is left for the {split} "
+                "split; change the share or add captions"
+            )
+        self.captions: Sequence[str] = tuple(sorted(pictures))
+        self.size, self.samples, self.seed = size, samples, seed
+        self.path = str(path)
+        self._pictures = tuple(tuple(pictures[caption]) for caption in self.captions)
+        self._kept = usable
+        self._deals = [
+            (deal, place)
+            for deal in range(max(-(-len(p) // samples) for p in self._pictures))
+            for place in range(len(self._pictures))
+            if deal * samples < len(self._pictures[place])
+        ]
+        self.summary = self._say(found, len(usable), split if test else "")
+
+    def __len__(self) -> int:
+        rounds = -(-SHORTEST_EPOCH // len(self._deals))
+        return rounds * len(self._deals)
+
+    def caption(self, index: int) -> str:
+        """The caption of group ``index``; the first ``len(captions)`` groups have all of them."""
+        return self.captions[self._deal(index)[2]]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``{"caption": str, "images": uint8 [K X X 3]}``."""
+        turn, deal, place = self._deal(index)
+        pictures = self._pictures[place]
+        order = np.random.default_rng([self.seed, turn, place]).permutation(len(pictures))
+        # np.take wraps round: the last hand is filled from the start of the shuffled pile.
+        wanted = np.arange(deal * self.samples, (deal + 1) * self.samples)
+        chosen = np.take(order, wanted, mode="wrap")
+        images = np.stack([self._image(pictures[picture]) for picture in chosen])
+        return {"caption": self.captions[place], "images": images}
+
+    def _deal(self, index: int) -> tuple[int, int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"group {index} of {len(self)}")
+        turn, rest = divmod(int(index), len(self._deals))
+        return turn, *self._deals[rest]
+
+    def _image(self, path: pathlib.Path) -> UInt8[np.ndarray, "X X 3"]:
+        kept = self._kept[path]
+        return preprocess.read(path, self.size) if kept is None else kept
+
+    def _say(self, found: Found, usable: int, split: str) -> str:
+        line = f"folder: used {usable} of {found.total} images"
+        if split:
+            here = sum(map(len, self._pictures))
+            line += f", {here} of them in the {len(self.captions)} captions of the {split} split"
+        else:
+            line += f" in {len(self.captions)} caption{'s' * (len(self.captions) > 1)}"
+        if self.skipped:
+            line += f"; skipped {_list(self.skipped)}"
+        few = sum(len(pictures) < self.samples for pictures in self._pictures)
+        if few:
+            line += (
+                f". {few} of {len(self.captions)} captions have fewer than {self.samples} "
+                "pictures: their pictures repeat"
+            )
+        return line
+
+
+def scan(path: str | pathlib.Path) -> Found:
+    """List a folder's pictures and their captions without opening a picture.
+
+    Hidden files and folders are not looked at. Linked folders are followed, each once, so that a
+    link to a parent ends nothing. A line of metadata wins over a text file.
+
+    Raises:
+        ValueError: there is no such folder, or no picture in it.
+    """
+    if not str(path):
+        raise ValueError("data.folder.path is empty: say which folder has the pictures")
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        kind = "is a file, not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"data.folder.path: {path} {kind}")
+    captions: dict[str, str | None] = {}
+    skipped: list[tuple[str, str]] = []
+    files: list[pathlib.Path] = []
+    for folder, names in _walk(root):
+        for name in names:
+            if name in ("metadata.jsonl", "metadata.csv"):
+                _metadata(folder / name, root, captions, skipped)
+            elif pathlib.Path(name).suffix.lower() in READABLE | UNREADABLE:
+                files.append(folder / name)
+    if not files:
+        raise ValueError(f"data.folder.path: {path} has no pictures ({' '.join(sorted(READABLE))})")
+
+    pictures = []
+    seen = set()
+    for file in sorted(files):
+        name = _name(file, root)
+        seen.add(_normal(name))
+        if file.suffix.lower() in UNREADABLE:
+            skipped.append((name, f"{file.suffix[1:].upper()} is not a format that can be read"))
+            continue
+        caption: str | None = captions.get(_normal(name))
+        if _normal(name) not in captions:
+            try:
+                caption = _text_beside(file)
+            except ValueError as error:
+                skipped.append((name, str(error)))
+                continue
+            if caption is None:
+                skipped.append((name, "no caption"))
+                continue
+        caption = " ".join(unicodedata.normalize("NFC", caption or "").split())
+        if caption:
+            pictures.append((file, caption))
+        else:
+            skipped.append((name, "empty caption"))
+    skipped += [
+        (name, "named in the metadata, but no such file") for name in captions if name not in seen
+    ]
+    return Found(tuple(pictures), tuple(skipped), len(files))
+
+
+def _walk(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, list[str]]]:
+    visited = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield pathlib.Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+def _metadata(
+    file: pathlib.Path,
+    root: pathlib.Path,
+    captions: dict[str, str | None],
+    skipped: list[tuple[str, str]],
+) -> None:
+    """Add what one metadata file says to ``captions``, by name relative to ``root``."""
+    try:
+        text = _decode_text(file.read_bytes())
+    except (OSError, ValueError) as error:
+        skipped.append((_name(file, root), f"cannot be read: {error}"))
+        return
+    for number, record in _records(file, text):
+        line = f"{_name(file, root)} line {number}"
+        if not isinstance(record, Mapping) or not isinstance(record.get("file_name"), str):
+            skipped.append((line, "no file_name"))
+            continue
+        place = pathlib.Path(os.path.normpath(file.parent / record["file_name"]))
+        if not place.is_relative_to(os.path.normpath(root)):
+            skipped.append((line, "points outside the folder"))
+            continue
+        caption = next((record[field] for field in CAPTION_FIELDS if record.get(field)), None)
+        if isinstance(caption, str | None):
+            captions[_normal(_name(place, root))] = caption
+        else:
+            skipped.append((line, "its caption is not text"))
+
+
+def _records(file: pathlib.Path, text: str) -> Iterator[tuple[int, Any]]:
+    if file.suffix == ".csv":
+        yield from enumerate(csv.DictReader(io.StringIO(text)), start=2)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError:
+                yield number, None
+
+
+def _text_beside(picture: pathlib.Path) -> str | None:
+    for suffix in (".txt", ".TXT"):
+        file = picture.with_suffix(suffix)
+        if file.is_file():
+            try:
+                return _decode_text(file.read_bytes())
+            except OSError:
+                raise ValueError("its caption file cannot be read") from None
+    return None
+
+
+def _decode_text(raw: bytes) -> str:
+    """UTF-8, or UTF-16 where the file begins by saying so (Windows Notepad)."""
+    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("its caption is not UTF-8") from None
+
+
+def _decode(
+    pictures: Sequence[tuple[pathlib.Path, str]], size: int
+) -> tuple[dict[pathlib.Path, np.ndarray | None], list[tuple[pathlib.Path, str]]]:
+    """Read every picture once: the good ones, and (path, reason) of the others.
+
+    Where all together are more than KEEP bytes, None stands for a picture that is good.
+    """
+
+    def attempt(path: pathlib.Path) -> np.ndarray | str:
+        try:
+            return preprocess.read(path, size)
+        except preprocess.Unusable as error:
+            return str(error)
+
+    paths = [path for path, _ in pictures]
+    keep = len(paths) * size * size * 3 <= KEEP
+    usable, broken = {}, []
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
+        # Pillow warns of large pictures and odd metadata; a reason for each loss is given below.
+        warnings.simplefilter("ignore")
+        for path, result in zip(paths, pool.map(attempt, paths), strict=True):
+            if isinstance(result, str):
+                broken.append((path, result))
+            else:
+                usable[path] = result if keep else None
+    return usable, broken
+
+
+def _name(path: pathlib.Path, root: pathlib.Path) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _normal(name: str) -> str:
+    # macOS stores é as e and an accent; the person who wrote the metadata typed one letter.
+    return unicodedata.normalize("NFC", name)
+
+
+def _share(caption: str) -> float:
+    """A number in [0, 1) that depends on the caption alone, on every machine."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8]) / 2**64
+
+
+def _list(skipped: Sequence[tuple[str, str]]) -> str:
+    line = f"{len(skipped)}: " + ", ".join(f"{n} ({reason})" for n, reason in skipped[:NAMED])
+    if len(skipped) > NAMED:
+        counts = Counter(reason for _, reason in skipped).most_common()
+        line += f" and {len(skipped) - NAMED} more; in all " + ", ".join(
+            f"{number} {reason}" for reason, number in counts
+        )
+    return line
