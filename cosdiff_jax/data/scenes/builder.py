@@ -197,10 +197,11 @@ def _specs(seed: int, split: grammar.Split, number: int) -> Iterator[grammar.Spe
     rng = np.random.default_rng([seed, _NUMBER[split]])
     seen = set()
     for _ in range(number):
+        spec = grammar.sample_spec(rng, split)
         for _ in range(200):
-            spec = grammar.sample_spec(rng, split)
             if split == "train" or spec not in seen:
                 break
+            spec = grammar.sample_spec(rng, split)
         seen.add(spec)
         yield spec
 

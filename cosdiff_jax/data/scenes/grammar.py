@@ -27,6 +27,7 @@ from cosdiff_jax.data.scenes.prior import (
     allowed_sizes,
     canonical,
     check,
+    describe,
     open_attributes,
     relation_between,
     sample_scene,
@@ -58,6 +59,7 @@ __all__ = [
     "caption",
     "check",
     "corpus",
+    "describe",
     "digit_caption",
     "open_attributes",
     "parse",
@@ -147,7 +149,7 @@ def _pick(options: Sequence[str], rng: np.random.Generator | None, usual: float 
     """The first option with probability ``usual``, else one of the others."""
     if rng is None or len(options) == 1 or rng.random() < usual:
         return options[0]
-    return options[1 + rng.integers(len(options) - 1)]
+    return options[1 + int(rng.integers(len(options) - 1))]
 
 
 def _english(

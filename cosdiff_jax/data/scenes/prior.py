@@ -211,6 +211,22 @@ def open_attributes(spec: Spec) -> dict[str, int]:
     return found
 
 
+def describe(scene: Scene) -> Spec:
+    """The canonical spec that says everything about a scene but the exact places.
+
+    Objects that look the same become one group.
+    """
+    groups: dict[tuple[str | None, ...], Group] = {}
+    for item in scene.objects:
+        look = (item.shape, item.colour, item.size, item.word)
+        before = groups.get(look, Group(item.shape, item.colour, item.size, 0, item.word))
+        groups[look] = dataclasses.replace(before, count=before.count + 1)
+    spec = Spec(tuple(groups.values()), scene.background)
+    if spec.pair:
+        spec = dataclasses.replace(spec, relation=relation_between(*scene.objects))
+    return canonical(spec)
+
+
 def relation_between(first: Object, second: Object) -> str:
     """The relation along the axis on which the two centres lie further apart."""
     dx, dy = second.x - first.x, second.y - first.y

@@ -91,7 +91,8 @@ class ScenesGroups:
         builder = tfds.builder_from_directory(self.folder)
         if self.split not in builder.info.splits:
             raise ValueError(f"split {self.split!r} is none of {', '.join(builder.info.splits)}")
-        return builder.as_data_source(self.split), dict(builder.info.metadata)["samples"]
+        metadata: Any = builder.info.metadata
+        return builder.as_data_source(self.split), int(metadata["samples"])
 
 
 def _find(folder: str | Path) -> Path:
