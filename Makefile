@@ -7,12 +7,16 @@ WORKDIR ?= runs/fusion_div
 
 env: .venv/ready
 
-# The lock file is installed as it stands (--no-deps): nothing is resolved, nothing drifts.
+# The lock file constrains every package to one version; torch is not among those installed here.
+PIP := $(PY) -m pip --disable-pip-version-check --quiet install --constraint requirements.lock
+
 .venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "cosdiff_jax needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cosdiff_jax needs Python 3.11 or newer"; exit 1; }
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing the locked dependencies into .venv (about a minute)"
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation --editable ".[dev]"
 	@touch $@
 
 train: env

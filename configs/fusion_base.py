@@ -3,7 +3,7 @@
 python -m cosdiff_jax.train --config=configs/fusion_base.py --workdir=runs/fusion_base
 """
 
-from configs import base
+from configs import base, presets
 
 
 def get_config(preset: str = ""):
@@ -28,4 +28,4 @@ def get_config(preset: str = ""):
     config.sample.prompts = 64
     config.sample.guidance.classifier_free.scale = 3.0
     config.export = "float16"
-    return config
+    return presets.apply(config, preset)

@@ -3,7 +3,7 @@
 python -m cosdiff_jax.train --config=configs/scenes_clip.py --workdir=runs/scenes_clip
 """
 
-from configs import base
+from configs import base, presets
 
 
 def get_config(preset: str = ""):
@@ -27,4 +27,4 @@ def get_config(preset: str = ""):
     config.optimizer.ema.every = 1
     config.sample.batches = 16
     config.export = "float16"
-    return config
+    return presets.apply(config, preset)

@@ -3,7 +3,7 @@
 python -m cosdiff_jax.train --config=configs/scenes_llm.py --workdir=runs/scenes_llm
 """
 
-from configs import base
+from configs import base, presets
 
 
 def get_config(preset: str = ""):
@@ -27,4 +27,4 @@ def get_config(preset: str = ""):
     config.optimizer.ema.decay = 0.98
     config.optimizer.ema.every = 1
     config.export = "float16"
-    return config
+    return presets.apply(config, preset)

@@ -3,13 +3,13 @@
 python -m cosdiff_jax.train --config=configs/scenes_vae.py --workdir=runs/scenes_vae
 """
 
-from configs import base
+from configs import base, presets
 
 
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 3200
+    config.steps = 2200
     config.log_every = 10
     config.data.prompts = 4
     config.data.samples = 4
@@ -27,4 +27,4 @@ def get_config(preset: str = ""):
     config.optimizer.ema.every = 1
     config.sample.batches = 32
     config.export = "float16"
-    return config
+    return presets.apply(config, preset)

@@ -6,6 +6,7 @@ nobody sees a ConfigDict.
 """
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.optimizer import AdamW, Muon
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Frozen, Params
+
+_log = logging.getLogger(__name__)
 
 Entry = Mapping[str, Any]
 """A choice of the menu: ``{"name": n, n: {knobs}, ...}``."""
@@ -238,15 +241,27 @@ def frozen(config: Any, roles: tuple[str, ...]) -> Frozen:
         if resolve(entry)["name"] == "none":
             continue
         stored = parameters(entry)
-        found[key] = _random(key, model(FROZEN[key], entry)) if stored is None else stored
+        found[key] = _random(config, key, model(FROZEN[key], entry)) if stored is None else stored
     return found
 
 
-def _random(key: str, network: Any) -> Params:
-    if key != "llm":
-        raise ValueError(f"{FROZEN[key]}.name must be asset: a frozen network needs weights")
+def _random(config: Any, key: str, network: Any) -> Params:
+    """Untrained weights of a frozen network: for trying a recipe out, and for tests."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return jax.jit(network.init)(jax.random.key(0), tokens, tokens == 0)["params"]
+    if key == "llm":
+        inputs = (tokens, tokens == 0)
+    elif key == "vae":
+        side = network.patch * 2 ** (len(network.widths) - 1)
+        inputs = (jnp.zeros((1, side, side, network.channels)),)
+    elif key == "clip":
+        inputs = (jnp.zeros((1, network.size, network.size, 3)), tokens, tokens == 0)
+    else:
+        raise ValueError(
+            "objective.flow_matching.anchor and feature=hidden compare with the weights the run "
+            "starts from: set backbone.name=asset and backbone.asset.path"
+        )
+    _log.warning("%s: random weights, since no asset is named", FROZEN[key])
+    return jax.jit(network.init)(jax.random.key(config.seed), *inputs)["params"]
 
 
 def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import app, flags
 from ml_collections import config_flags
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 from cosdiff_jax import checkpoint, optimizer, sharding
 from cosdiff_jax import job as job_lib
-from cosdiff_jax.report import grid
+from cosdiff_jax.report import curves, grid, page
+from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.shapes import TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/fusion_div.py:tiny")
@@ -47,7 +49,7 @@ def train(config, workdir: str) -> TrainState:
     Raises:
       ValueError: something the user can put right, in one line.
     """
-    stop = Stop()
+    began, stop = time.monotonic(), Stop()
     mesh = sharding.make_mesh(**config.mesh)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
     job_lib.check_same_run(config, checkpoints.config(), workdir)
@@ -74,7 +76,8 @@ def train(config, workdir: str) -> TrainState:
         restored = checkpoints.restore(checkpoint.abstract(state), repair=True)
         if restored is not None:
             state = restored.state
-            stream.set_state(restored.data)
+            stream.set_state(restored.data["stream"])
+            began -= restored.data["seconds"]
             _log.info("resumed %s from step %d of %d", workdir, restored.step, config.steps)
 
         value_and_grad = optimizer.accumulated(
@@ -95,7 +98,8 @@ def train(config, workdir: str) -> TrainState:
         train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
 
         def save():
-            checkpoints.save(state, stream.get_state(), json.loads(config.to_json_best_effort()))
+            place = {"stream": stream.get_state(), "seconds": time.monotonic() - began}
+            checkpoints.save(state, place, json.loads(config.to_json_best_effort()))
 
         step = int(state.step)
         record = Record(workdir, step)
@@ -139,23 +143,53 @@ def train(config, workdir: str) -> TrainState:
             return state
         look(job, frozen, state, workdir)
         job_lib.export(config, job, frozen, state.ema, Path(workdir) / "model")
+        report(job, config, workdir, time.monotonic() - began)
     return state
 
 
-def look(
-    job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure: bool = True
-) -> dict:
-    """Draw the fixed prompts with the averaged weights, measure, and write both to samples/."""
+def look(job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure=True) -> None:
+    """Draw the fixed prompts with the averaged weights, measure, and keep both in samples/."""
     seen = job.judge(state.ema, frozen, measure=measure)
-    if jax.process_index() == 0:
-        folder = Path(workdir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = f"step_{int(state.step):07d}"
-        if seen.images is not None:
-            grid.write_png(folder / f"{stem}.png", seen.images, job.judge.captions)
-        if measure:
-            (folder / f"{stem}.json").write_text(json.dumps(seen.table, indent=1) + "\n")
-    return seen.table
+    if jax.process_index():
+        return
+    stem = Path(workdir) / "samples" / f"step_{int(state.step):07d}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    if seen.images is not None:
+        grid.write_png(stem.with_suffix(".png"), seen.images, job.judge.captions)
+        np.save(stem.with_suffix(".npy"), seen.images)
+    if measure:
+        stem.with_suffix(".json").write_text(json.dumps(seen.table, indent=1) + "\n")
+
+
+def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
+    """report.html: the first and the last look beside the true distribution, curves, facts."""
+    if jax.process_index():
+        return
+    first, last = (Path(workdir) / "samples" / f"step_{n:07d}" for n in (0, config.steps))
+    tables = [json.loads(stem.with_suffix(".json").read_text()) for stem in (first, last)]
+    facts = {
+        "wall time": facts_lib.duration(seconds),
+        "steps": config.steps,
+        "seed": config.seed,
+        "machine": facts_lib.machine(),
+        "versions": facts_lib.versions(),
+    }
+    nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
+    before = after = nothing
+    if job.judge.real is not None:
+        before, after = (np.load(stem.with_suffix(".npy")) for stem in (first, last))
+    page.write(
+        Path(workdir) / "report.html",
+        title=f"{config.objective.name.replace('_', ' ').capitalize()} on {config.data.name}",
+        captions=job.judge.captions,
+        before=before,
+        after=after,
+        true=job.judge.real,
+        rows=page.table(*tables, job.judge.truth),
+        curves=curves.read(Path(workdir) / "metrics.jsonl"),
+        facts=facts,
+        config=json.loads(config.to_json_best_effort()),
+    )
 
 
 class Stop:

@@ -1,9 +1,11 @@
 """How the autoencoder is trained: reconstruction plus a faint pull of the latents to N(0, I)."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cosdiff_jax import rng
@@ -85,3 +87,22 @@ def _pictures(batch: Batch) -> jax.Array:
     if batch.images is None:
         raise ValueError("training an autoencoder needs a batch with images")
     return batch.images
+
+    def calibrate(
+        self, params: Params, batches: Iterable[Float[np.ndarray, "B X Y C"]]
+    ) -> dict[str, tuple[float, ...]]:
+        """The fields ``shift`` and ``scale`` that bring every channel to mean 0 and variance 1.
+
+        A channel that carries (almost) nothing is not blown up: its scale stays at most 10.
+
+        Args:
+          params: of the trained network.
+          batches: pictures in [-1, 1] to measure on.
+        """
+        encode = jax.jit(lambda p, x: self.vae.apply({"params": p}, x, method="encode")[0])
+        z = np.concatenate([np.asarray(encode(params, images)) for images in batches])
+        z = z.reshape(-1, z.shape[-1]).astype(np.float64)
+        return {
+            "shift": tuple(np.round(z.mean(axis=0), 5).tolist()),
+            "scale": tuple(np.round(1.0 / np.maximum(z.std(axis=0), 0.1), 5).tolist()),
+        }

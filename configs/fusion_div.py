@@ -1,0 +1,28 @@
+"""The main job: fine-tune the embedded base model so that samples of one prompt differ.
+
+python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
+"""
+
+from configs import base, presets
+
+
+def get_config(preset: str = ""):
+    """The recipe."""
+    config = base.menu()
+    config.steps = 120
+    config.data.prompts = 4
+    config.data.samples = 8
+    config.backbone.name = "asset"
+    flow = config.objective.flow_matching
+    flow.alignment = 0.02
+    flow.anchor = 0.5
+    flow.diversity.name = "cosine"
+    flow.diversity.cosine.schedule.linear.update(end=0.05, warmup=10, ramp=30)
+    flow.prediction.name = "rollout"
+    flow.prediction.rollout.guidance.classifier_free.scale = 5.0
+    config.optimizer.rate = 1e-4
+    config.optimizer.warmup = 10
+    config.optimizer.ema.update(decay=0.95, every=1)
+    config.checkpoint.every = 40
+    config.sample.every = 40
+    return presets.apply(config, preset)
