@@ -1,6 +1,6 @@
 """Rectified-flow training with cosine diversity and alignment: the main objective.
 
-    L = L_RF + lambda(step) L_div + mu(step) L_align + nu L_anchor
+    L = L_RF + lambda(step) L_div + mu L_align + nu L_anchor
 
     L_RF     = mean over rows of w(t) |v_hat - v|^2           (Esser et al. 2024, eq. 14)
     L_div    = mean over prompts of how far the cosine of their K samples exceeds its target
@@ -30,6 +30,7 @@ from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 from cosdiff_jax.flow.weighting import Constant, Weighting
 from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.models import text_stream
+from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Params, TextStream
 
 
@@ -53,8 +54,8 @@ class FlowMatching:
       prediction: how the clean image is predicted.
       diversity: lambda(step), the measure and its target; None switches the term off.
       top_percent: share of pairs in the logged ``top_cosine``.
-      feature: what the cosine is measured on; None means ``clip``.
-      alignment: mu(step); None switches the term off.
+      feature: what the cosine is measured on.
+      alignment: mu.
       clip: reads pictures and captions, for alignment.
       anchor: nu.
     """
@@ -71,8 +72,8 @@ class FlowMatching:
     diversity: control.CosineDiversity | None = None
     top_percent: float = 20.0
     feature: Feature | None = None
-    alignment: control.Schedule | None = None
-    clip: ClipFeature | None = None
+    alignment: float = 0.0
+    clip: CLIP | None = None
     anchor: float = 0.0
 
     def __post_init__(self):
@@ -85,15 +86,15 @@ class FlowMatching:
             )
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout must lie in [0, 1], not {self.caption_dropout}")
-        if self.diversity is not None and self.feature is None and self.clip is None:
-            raise ValueError("diversity is measured on a feature: feature and clip are missing")
-        if self.alignment is not None and self.clip is None:
+        if self.diversity is not None and self.feature is None:
+            raise ValueError("diversity is measured on a feature: feature is missing")
+        if self.alignment and self.clip is None:
             raise ValueError("alignment compares pictures with captions in CLIP: clip is missing")
 
     @property
     def predicts(self) -> bool:
         """Whether a clean image is predicted at all; known before anything is traced."""
-        return self.diversity is not None or self.alignment is not None
+        return self.diversity is not None or self.alignment > 0
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Fresh parameters of the backbone for batches of this shape."""
@@ -191,32 +192,33 @@ class FlowMatching:
         step: jax.Array,
     ) -> tuple[Float[Array, ""], Logs]:
         """Diversity and alignment, weighted and summed, and what to log of them."""
-        total, logs = jnp.zeros(()), {}
-        clip = None if self.clip is None else self.clip(frozen, x0_hat, captions)
+        total, logs, f = jnp.zeros(()), {}, None
 
-        if self.diversity is not None:
-            view = self.feature or self.clip
-            f = view(frozen, x0_hat, captions) if self.feature else clip
-            f, real = f.reshape(*counts.shape, -1), None
+        def view(feature: Feature, samples: Float[Array, "B *x"]) -> Float[Array, "P K F"]:
+            return feature(frozen, samples, captions).reshape(*counts.shape, -1)
+
+        if self.diversity is not None and self.feature is not None:
+            f, real = view(self.feature, x0_hat), None
             if self.diversity.reads_real:
-                real = jax.lax.stop_gradient(view(frozen, x0, captions)).reshape(f.shape)
+                real = jax.lax.stop_gradient(view(self.feature, x0))
                 logs["real_cosine"] = jnp.mean(similarity.mean_cosine(real))
             # Prompts with a single sample that counts have no pair, hence no cosine.
             pairs = counts.sum(axis=1) >= 2
             logs["mean_cosine"] = _mean_where(similarity.mean_cosine(f, counts), pairs)
-            logs["top_cosine"] = _mean_where(
-                similarity.top_cosine(f, self.top_percent, counts), pairs
-            )
+            top = similarity.top_cosine(f, self.top_percent, counts)
+            logs["top_cosine"] = _mean_where(top, pairs)
             logs["lambda"] = self.diversity.weight(step)
             logs["diversity"] = _mean_where(self.diversity(f, real, counts), pairs)
             total = total + logs["lambda"] * logs["diversity"]
 
-        if self.alignment is not None:
-            text = jax.lax.stop_gradient(self.clip.text(frozen, batch.tokens, batch.mask))
-            aligned = control.alignment(clip.reshape(*counts.shape, -1), text)
-            logs["mu"] = self.alignment(step)
-            logs["alignment"] = _mean_where(aligned, counts)
-            total = total + logs["mu"] * logs["alignment"]
+        if self.alignment > 0 and self.clip is not None:
+            reader = ClipFeature(clip=self.clip, vae=self.vae)
+            text = jax.lax.stop_gradient(reader.text(frozen, batch.tokens, batch.mask))
+            # Diversity mostly looks through the same network, and then has its answer already.
+            if f is None or self.feature != reader:
+                f = view(reader, x0_hat)
+            logs["alignment"] = _mean_where(control.alignment(f, text), counts)
+            total = total + self.alignment * logs["alignment"]
         return total, logs
 
     def _data(self, frozen: Frozen, batch: Batch) -> Float[Array, "B *x"]:

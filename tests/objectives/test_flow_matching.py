@@ -1,5 +1,5 @@
-import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from cosdiff_jax.diversity import control, similarity
-from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.flow import guidance, prediction, timestep
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.objectives.flow_matching import FlowMatching
@@ -45,17 +44,30 @@ class Backbone(nn.Module):
         return p[0] * z + (p[1] * t + p[2] * says + p[3])[:, None, None, None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Flat(ClipFeature):
+class Flat(CLIP):
     """A stand-in for CLIP: the picture itself as its feature, the same vector for every text."""
 
-    clip: CLIP = dataclasses.field(default_factory=lambda: CLIP(vocab=9))
+    vocab: int = 9
+
+    def setup(self):
+        pass
+
+    def image(self, images):
+        return similarity.unit(images.reshape(images.shape[0], -1))
+
+    def text(self, tokens, mask):
+        return similarity.unit(jnp.ones((tokens.shape[0], 12)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The whole sample as its feature, handed on as it was seen."""
+
+    seen: Callable = lambda samples: None
 
     def __call__(self, frozen, samples, text=None):
+        jax.debug.callback(self.seen, samples)
         return similarity.unit(samples.reshape(samples.shape[0], -1))
-
-    def text(self, frozen, tokens, mask):
-        return similarity.unit(jnp.ones((tokens.shape[0], 12)))
 
 
 @pytest.fixture
@@ -66,7 +78,12 @@ def batch():
 
 
 PARAMS = {"w": jnp.array([0.3, -0.2, 0.5, 0.1])}
-FROZEN = {"llm": {"gain": jnp.ones(())}, "anchor": {"w": jnp.array([0.1, 0.2, 0.3, 0.4])}}
+SEEN = Whole()
+FROZEN = {
+    "llm": {"gain": jnp.ones(())},
+    "clip": {},
+    "anchor": {"w": jnp.array([0.1, 0.2, 0.3, 0.4])},
+}
 KEY, STEP = jax.random.key(1), jnp.zeros((), int)
 
 
@@ -107,8 +124,7 @@ def _name(name):
 def test_a_weight_of_zero_gives_the_flow_loss_and_its_gradient(batch):
     # The K samples share their times in both, so that only the term itself could differ.
     times = prediction.OneStep(shared_time=False)
-    terms = {"diversity": div(0.0), "clip": Flat(), "prediction": times}
-    terms |= {"alignment": control.Constant(value=0.0)}
+    terms = {"diversity": div(0.0), "feature": SEEN, "prediction": times}
     plain = jax.value_and_grad(lambda p: run(batch, p)[0])(PARAMS)
     zero = jax.value_and_grad(lambda p: run(batch, p, **terms)[0])(PARAMS)
     chex.assert_trees_all_close(zero, plain, rtol=1e-6)
@@ -120,8 +136,9 @@ def test_the_terms_are_weighted_and_summed(batch):
         diversity=control.CosineDiversity(
             schedule=control.LinearRamp(end=0.5, warmup=2, ramp=4), target=control.Fixed()
         ),
-        alignment=control.Constant(value=0.3),
+        alignment=0.3,
         clip=Flat(),
+        feature=SEEN,
         anchor=0.7,
         step=jnp.asarray(4),
     )
@@ -134,7 +151,7 @@ def test_the_terms_are_weighted_and_summed(batch):
 
 
 def test_groups_are_the_samples_of_one_prompt(batch):
-    _, logs = run(batch, diversity=div(), feature=Flat())
+    _, logs = run(batch, diversity=div(), feature=SEEN)
     images = np.asarray(batch.images).reshape(P, K, -1)
     hat = images / np.linalg.norm(images, axis=-1, keepdims=True)
     wanted = np.mean([hat[p, i] @ hat[p, j] for p in range(P) for i in range(K) for j in range(i)])
@@ -144,7 +161,7 @@ def test_groups_are_the_samples_of_one_prompt(batch):
 def test_only_what_exceeds_the_real_pictures_cosine_costs(batch):
     same = batch.images.reshape(P, K, 2, 2, 3)[:, :1]
     same = jnp.broadcast_to(same, (P, K, 2, 2, 3)).reshape(batch.images.shape)
-    terms = {"feature": Flat()}
+    terms = {"feature": SEEN}
     alike = run(Batch(tokens=batch.tokens, mask=batch.mask, images=same), diversity=div(), **terms)[
         1
     ]
@@ -155,7 +172,7 @@ def test_only_what_exceeds_the_real_pictures_cosine_costs(batch):
 
 def test_a_gradient_step_on_diversity_opens_the_angles(batch):
     def cosine(params):
-        _, logs = run(batch, params, diversity=div(), feature=Flat())
+        _, logs = run(batch, params, diversity=div(), feature=SEEN)
         return logs["mean_cosine"]
 
     before, slope = jax.value_and_grad(cosine)(PARAMS)
@@ -164,7 +181,7 @@ def test_a_gradient_step_on_diversity_opens_the_angles(batch):
 
 
 def test_dropped_prompts_see_bos_alone_and_leave_diversity_and_alignment(batch):
-    terms = {"diversity": div(cosine=-1.0), "feature": Flat()}
+    terms = {"diversity": div(cosine=-1.0), "feature": SEEN}
     bos = Batch(
         tokens=jnp.where(jnp.arange(4)[None] == 0, batch.tokens, 0),
         mask=jnp.broadcast_to(jnp.arange(4)[None] == 0, (P, 4)),
@@ -199,7 +216,7 @@ def test_captions_are_dropped_as_often_as_asked_and_for_whole_prompts():
 
 
 def test_outside_the_window_nothing_counts(batch):
-    terms = {"diversity": div(cosine=-1.0), "feature": Flat()}
+    terms = {"diversity": div(cosine=-1.0), "feature": SEEN}
     late = prediction.OneStep(window=(0.999, 1.0))
     logs = run(batch, prediction=late, **terms)[1]
     assert float(logs["diversity"]) == 0
@@ -207,11 +224,6 @@ def test_outside_the_window_nothing_counts(batch):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_rollout_is_measured_where_the_sampler_ends(batch, scale):
-    class Keeps(Flat):
-        def __call__(self, frozen, samples, text=None):
-            jax.debug.callback(lambda x: seen.append(np.asarray(x)), samples)
-            return super().__call__(frozen, samples)
-
     seen = []
     rollout = prediction.Rollout(
         steps=3, gradient_steps=1, guidance=guidance.ClassifierFree(scale=scale)
@@ -219,7 +231,7 @@ def test_a_rollout_is_measured_where_the_sampler_ends(batch, scale):
     run(
         batch,
         diversity=div(cosine=0.5),
-        feature=Keeps(),
+        feature=Whole(lambda x: seen.append(np.asarray(x))),
         prediction=rollout,
         caption_dropout=1.0,
     )
@@ -247,9 +259,9 @@ def test_fresh_parameters_fit_the_backbone(batch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"samples": 1, "diversity": div(), "feature": Flat()}, "at least 2"),
-        ({"diversity": div()}, "feature and clip are missing"),
-        ({"alignment": control.Constant()}, "clip is missing"),
+        ({"samples": 1, "diversity": div(), "feature": SEEN}, "at least 2"),
+        ({"diversity": div()}, "feature is missing"),
+        ({"alignment": 0.1}, "clip is missing"),
         ({"caption_dropout": 1.5}, "must lie in"),
     ],
 )
