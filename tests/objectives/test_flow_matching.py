@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
