@@ -39,7 +39,7 @@ from cosdiff_jax.data.scenes.grammar import (
 from cosdiff_jax.data.scenes.renderer import coverage
 
 LEAST_AREA = 24
-"""Covered pixels below which a part is a speck and no object; the smallest star covers 72."""
+"""Covered pixels below which a part is a speck and no object; the smallest star covers 94."""
 LEAST_OVERLAP = 0.6
 """Intersection over union below which a part has no shape that a person would name."""
 FAR = 60.0
@@ -71,7 +71,7 @@ def read(image: UInt8[np.ndarray, "X Y 3"] | Float[np.ndarray, "X Y 3"]) -> Scen
     """
     pixels = image.astype(np.float32)
     if image.dtype != np.uint8:
-        pixels = np.clip((pixels + 1) * 127.5, 0, 255)
+        pixels = np.round(np.clip((pixels + 1) * 127.5, 0, 255))
     border = np.concatenate(
         [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3),
          pixels[2:-2, :2].reshape(-1, 3), pixels[2:-2, -2:].reshape(-1, 3)]
@@ -264,7 +264,8 @@ def _relation(pair: Sequence[Object | None]) -> str | None:
 
 def _entropy(counts: Sequence[int]) -> float:
     whole = sum(counts)
-    return -sum(n / whole * math.log(n / whole) for n in counts if n)
+    # A float also where nothing was counted.
+    return -math.fsum(n / whole * math.log(n / whole) for n in counts if n)
 
 
 def _unless(asked: str | None, good: bool) -> float | None:
@@ -295,8 +296,8 @@ def _parts(covered: np.ndarray, label: np.ndarray) -> list[tuple[np.ndarray, np.
         area = int(piece.sum())
         if area < LEAST_AREA:
             continue
-        votes = np.bincount(label[piece], minlength=len(_NAMES))
-        shares = [c for c in np.flatnonzero(votes) if votes[c] >= max(LEAST_AREA, 0.2 * area)]
+        votes: np.ndarray = np.bincount(label[piece], minlength=len(_NAMES))
+        shares = [int(c) for c in np.flatnonzero(votes) if votes[c] >= max(LEAST_AREA, 0.2 * area)]
         if len(shares) > 1:
             # Objects that touch, told apart by colour; stray pixels go to the nearest of them.
             cores = [_largest(piece & (label == c)) for c in shares]
@@ -328,9 +329,9 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 
 def _object(pixels: np.ndarray, ground: np.ndarray, part: np.ndarray, others: np.ndarray) -> Object:
-    core = ndimage.binary_erosion(part)
+    core = np.asarray(ndimage.binary_erosion(part))
     inner = pixels[core if core.sum() >= 8 else part]
-    colour = np.median(inner, axis=0)
+    colour = np.asarray(np.median(inner, axis=0))
     name = _NAMES[int(np.linalg.norm(_PALETTE - colour[None], axis=-1).argmin())]
 
     # Its own colour from here on: a model's red need not be the palette's.

@@ -92,7 +92,7 @@ class ScenesGroups:
         if self.split not in builder.info.splits:
             raise ValueError(f"split {self.split!r} is none of {', '.join(builder.info.splits)}")
         metadata: Any = builder.info.metadata
-        return builder.as_data_source(self.split), int(metadata["samples"])
+        return builder.as_data_source(split=self.split), int(metadata["samples"])
 
 
 def _find(folder: str | Path) -> Path:
