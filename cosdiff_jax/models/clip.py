@@ -8,6 +8,7 @@ before the picture's blocks, a causal mask over the caption, projections without
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,7 +36,7 @@ class Block(nn.Module):
     heads: int
     mlp: int
     activation: Callable[[jax.Array], jax.Array]
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -86,7 +87,7 @@ class ImageTower(nn.Module):
     features: int
     stem: int
     activation: Callable[[jax.Array], jax.Array]
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "B X Y C"]) -> Float[Array, "B F"]:
@@ -138,7 +139,7 @@ class TextTower(nn.Module):
     heads: int
     features: int
     activation: Callable[[jax.Array], jax.Array]
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]) -> Float[Array, "P F"]:
@@ -201,7 +202,7 @@ class CLIP(nn.Module):
     features: int = 128
     stem: int = 0
     quick: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     def setup(self):
         """Name the towers, so that either can be used or stored alone."""

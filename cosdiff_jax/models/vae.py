@@ -11,6 +11,7 @@ after the last), which takes the dearest resolution out of the network; ``patch 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,7 +42,7 @@ class Normalised(nn.Module):
     """GroupNorm in float32, then SiLU."""
 
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B X Y D"]) -> Float[Array, "B X Y D"]:
@@ -55,7 +56,7 @@ class ResBlock(nn.Module):
 
     width: int
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B X Y C"]) -> Float[Array, "B X Y D"]:
@@ -73,7 +74,7 @@ class Attention(nn.Module):
     """One head of self-attention over all positions of the smallest resolution."""
 
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B X Y D"]) -> Float[Array, "B X Y D"]:
@@ -92,7 +93,7 @@ class Mid(nn.Module):
 
     width: int
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B X Y D"]) -> Float[Array, "B X Y D"]:
@@ -110,7 +111,7 @@ class Encoder(nn.Module):
     latent: int
     groups: int
     patch: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "B X Y C"]) -> Float[Array, "B h w c2"]:
@@ -140,7 +141,7 @@ class Decoder(nn.Module):
     channels: int
     groups: int
     patch: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B X Y C"]:
@@ -179,7 +180,7 @@ class AutoencoderKL(nn.Module):
       dtype: of the computation; parameters and norms stay float32.
     """
 
-    widths: Sequence[int] = (48, 96, 128)
+    widths: Sequence[int] = (32, 64, 96)
     blocks: int = 1
     decoder_widths: Sequence[int] | None = None
     decoder_blocks: int | None = None
@@ -189,7 +190,7 @@ class AutoencoderKL(nn.Module):
     patch: int = 2
     shift: float | Sequence[float] = 0.0
     scale: float | Sequence[float] = 1.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     def setup(self):
         """Name the two halves, so that either can be used or stored alone."""

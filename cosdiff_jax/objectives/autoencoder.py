@@ -82,12 +82,6 @@ class Autoencoder:
             loss = loss + self.edges * logs["edges"]
         return loss, {"loss": loss, **logs}
 
-
-def _pictures(batch: Batch) -> jax.Array:
-    if batch.images is None:
-        raise ValueError("training an autoencoder needs a batch with images")
-    return batch.images
-
     def calibrate(
         self, params: Params, batches: Iterable[Float[np.ndarray, "B X Y C"]]
     ) -> dict[str, tuple[float, ...]]:
@@ -106,3 +100,9 @@ def _pictures(batch: Batch) -> jax.Array:
             "shift": tuple(np.round(z.mean(axis=0), 5).tolist()),
             "scale": tuple(np.round(1.0 / np.maximum(z.std(axis=0), 0.1), 5).tolist()),
         }
+
+
+def _pictures(batch: Batch) -> jax.Array:
+    if batch.images is None:
+        raise ValueError("training an autoencoder needs a batch with images")
+    return batch.images
