@@ -131,16 +131,37 @@ class Checkpoints:
                 _log.warning("config of checkpoint %d cannot be read: %s", step, error)
         return None
 
-    def ema(self, like: TrainState) -> tuple[int, Params]:
+    def ema(self) -> tuple[int, Params]:
         """Averaged weights of the newest whole step, for inference: ``(step, params)``.
 
+        Only they are read, onto one device, whatever devices the run was spread over.
+
         Raises:
-          ValueError: there is no checkpoint.
+          ValueError: there is no whole checkpoint.
         """
-        restored = self.restore(like)
-        if restored is None:
-            raise ValueError(f"no checkpoint in {self.folder}")
-        return restored.step, restored.state.ema
+        for step in self.steps():
+            reason = self._damage(step)
+            if reason is not None:
+                _log.warning("checkpoint %d is damaged (%s)", step, reason)
+                continue
+            reader, place = ocp.PyTreeCheckpointer(), self.folder / str(step) / "state"
+            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+            def wanted(leaf: Any, name: str, device: Any = device) -> Any:
+                if name != "ema":
+                    return ocp.PLACEHOLDER
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
+            like = {
+                name: jax.tree.map(lambda leaf, name=name: wanted(leaf, name), tree)
+                for name, tree in reader.metadata(place).item_metadata.tree.items()
+            }
+            arguments = ocp.checkpoint_utils.construct_restore_args(like)
+            restored = reader.restore(
+                place, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments)
+            )
+            return step, restored["ema"]
+        raise ValueError(f"no whole checkpoint in {self.folder}")
 
     def close(self) -> None:
         """Wait for what is being written."""

@@ -1,0 +1,139 @@
+"""A trained text-to-image model with everything it draws with: from a run, or from a folder.
+
+A run's newest checkpoint is taken, so a run can be looked at while it goes on; a folder with
+weights is one that a finished run left (``runs/x/model``) or one inside the package.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from cosdiff_jax import build, checkpoint, weights
+from cosdiff_jax.data.tokenizer import Tokenizer
+from cosdiff_jax.flow.guidance import ClassifierFree
+from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.shapes import Frozen, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model ready to draw.
+
+    Attributes:
+      name: where it comes from, for messages and reports.
+      config: the recipe it was trained by.
+      params: the backbone's averaged weights.
+      frozen: the other networks' weights, where the recipe has them.
+      tokenizer: of the captions.
+    """
+
+    name: str
+    config: Any
+    params: Params
+    frozen: Frozen
+    tokenizer: Tokenizer
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, Y, C) of its pictures."""
+        data = self.config.data
+        if data.name == "digits":
+            return 8, 8, 1
+        side = data.folder.size if data.name == "folder" else 64
+        return side, side, 3
+
+    def sampler(self, *, steps: int | None = None, guidance: float | None = None) -> Sampler:
+        """Draws with so many steps and so much guidance; None means as the recipe says."""
+        changes: dict[str, Any] = {}
+        if steps is not None:
+            changes["steps"] = steps
+        if guidance is not None:
+            changes["guidance"] = ClassifierFree(scale=float(guidance))
+        return build.sampler(self.config, self.shape, **changes)
+
+    def draw(
+        self, sampler: Sampler, prompts: Sequence[str], *, num: int, seed: int
+    ) -> Float[np.ndarray, "P K X Y C"]:
+        """``num`` pictures of each prompt; the same seed and prompt give the same pictures.
+
+        Raises:
+          ValueError: a prompt is longer than the model's context.
+        """
+        tokens, mask = self.tokenizer.encode(prompts, self.config.data.context)
+        seeds = np.array([_number(prompt) for prompt in prompts], np.int32)
+        key = jax.random.key(seed)
+        return sampler(self.params, self.frozen, tokens, mask, key, num=num, seeds=seeds)
+
+
+def load(source: str, roles: tuple[str, ...] = ("llm", "vae")) -> Trained:
+    """The model of a working directory, of a folder with weights, or one inside the package.
+
+    Args:
+      source: the folder, or an embedded model's name.
+      roles: which frozen networks to load; measuring wants "clip" too.
+
+    Raises:
+      ValueError: there is no such folder, no model in it, or one that draws no pictures.
+    """
+    place = Path(source)
+    if (place / "checkpoints").is_dir():
+        return _from_run(place, roles)
+    if (place / "model" / "config.json").is_file():
+        source = str(place / "model")
+    elif not (weights.EMBEDDED / source).is_dir() and not place.is_dir():
+        raise ValueError(f"no model in {source!r}: there is no such folder")
+    folder = weights.folder(source)
+    if not (folder / "recipe.json").is_file():
+        raise ValueError(f"{folder} has weights but no recipe.json that says how they draw")
+    config = _config(json.loads((folder / "recipe.json").read_text()), source)
+    config.backbone = {"name": "asset", "asset": {"path": str(folder)}}
+    if (folder / "tokenizer.json").is_file():
+        config.tokenizer = {"name": "asset", "asset": {"path": str(folder)}}
+    return _ready(source, config, build.parameters(config.backbone), roles)
+
+
+def _from_run(workdir: Path, roles: tuple[str, ...]) -> Trained:
+    checkpoints = checkpoint.Checkpoints(workdir)
+    try:
+        stored = checkpoints.config()
+        if stored is None:
+            raise ValueError(f"no checkpoint in {workdir} yet")
+        config = _config(stored, str(workdir))
+        step, params = checkpoints.ema()
+    finally:
+        checkpoints.close()
+    return _ready(f"{workdir} (step {step})", config, params, roles)
+
+
+def _config(stored: dict[str, Any], source: str) -> ConfigDict:
+    config = ConfigDict(stored)
+    if config.objective.name != "flow_matching":
+        raise ValueError(
+            f"{source} was trained by {config.objective.name}: a model that draws no pictures"
+        )
+    return config
+
+
+def _ready(name: str, config: ConfigDict, params: Params, roles: tuple[str, ...]) -> Trained:
+    frozen = build.frozen(config, roles)
+    return Trained(
+        name=name,
+        config=config,
+        # On the device once: numpy weights would travel with every call.
+        params=jax.device_put(params),
+        frozen=jax.device_put(frozen),
+        tokenizer=build.tokenizer(config.tokenizer),
+    )
+
+
+def _number(prompt: str) -> int:
+    # Python's own hash() is salted per process.
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") >> 1
