@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cosdiff_jax import weights
 from cosdiff_jax.data import groups
@@ -28,6 +29,8 @@ from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.flow import guidance, prediction, solver, timestep, trajectory, weighting
+from cosdiff_jax.metrics import scenes
+from cosdiff_jax.metrics.digits import DigitMetric
 from cosdiff_jax.models import dit, fuse_dit, modulation, position
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.gemma import Gemma
@@ -350,4 +353,10 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
 
 def measures(data: str, items: list[dict[str, Any]]) -> list[Callable]:
     """What can be said of pictures of these held-out groups, by the kind of data."""
+    if data == "scenes":
+        specs = [grammar.spec_from_json(item["spec"]) for item in items]
+        return [lambda images: scenes.result(scenes.update(scenes.init(), images, specs))]
+    if data == "digits":
+        metric, asked = DigitMetric(), np.array([item["digit"] for item in items], np.int32)
+        return [lambda images: metric.result(metric.update(metric.init(), images, asked))]
     return []

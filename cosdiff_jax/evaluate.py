@@ -1,0 +1,234 @@
+"""Measure a model on held-out Scenes (or digits), beside the true distribution.
+
+    python -m cosdiff_jax.evaluate --metric=scenes --model=fusion_base --prompts=512 --num=4
+    python -m cosdiff_jax.evaluate --metric=scenes --workdir=runs/fusion_div --guidance=3
+    python -m cosdiff_jax.evaluate --metric=clip|vae|llm
+
+prints a table and writes it as JSON. The prompts and the true pictures are made on the spot from
+``--seed``; none of their meanings occurs in training. The last three measure the frozen networks:
+retrieval among pairs with distinct captions, PSNR, and perplexity.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from cosdiff_jax import build, job, trained, weights
+from cosdiff_jax.data import tokenizer as tokenizers
+from cosdiff_jax.data.digits import DigitGroups
+from cosdiff_jax.data.groups import to_float
+from cosdiff_jax.data.scenes import grammar, renderer
+from cosdiff_jax.metrics import psnr, retrieval
+from cosdiff_jax.objectives.next_token import NextToken
+from cosdiff_jax.report import grid
+from cosdiff_jax.shapes import Batch
+
+ASSETS = {"clip": "scenes_clip", "vae": "scenes_vae", "llm": "scenes_llm"}
+
+METRIC = flags.DEFINE_enum("metric", "scenes", ["scenes", "digits", *ASSETS], "What to measure")
+WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or one with its weights")
+MODEL = flags.DEFINE_string("model", None, "Embedded model, where no workdir is given")
+PROMPTS = flags.DEFINE_integer("prompts", 512, "Held-out prompts, or pairs", lower_bound=2)
+NUM = flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=2)
+STEPS = flags.DEFINE_integer("steps", 25, "Solver steps", lower_bound=1)
+GUIDANCE = flags.DEFINE_float("guidance", None, "Scale s; by default the recipe's")
+SEED = flags.DEFINE_integer("seed", 0, "Of prompts, true pictures and noise", lower_bound=0)
+OUT = flags.DEFINE_string("out", None, "JSON file; by default evaluation_METRIC.json in workdir")
+
+Table = dict[str, float]
+
+
+def pictures(
+    source: str,
+    metric: str,
+    *,
+    prompts: int,
+    num: int,
+    steps: int,
+    guidance: float | None,
+    seed: int,
+    sheet: Path | None = None,
+) -> tuple[Table, Table]:
+    """Measures of a text-to-image model's pictures, and of as many true ones.
+
+    Args:
+      source: a working directory, a folder with weights, or an embedded model's name.
+      metric: "scenes" or "digits": what kind of prompts.
+      prompts: P.
+      num: K.
+      steps: of the solver.
+      guidance: scale of classifier-free guidance; None as the recipe says.
+      seed: of prompts, true pictures and noise.
+      sheet: PNG file for the pictures of the first prompts.
+
+    Raises:
+      ValueError: something the user can put right, in one line.
+    """
+    model = trained.load(source)
+    config = model.config
+    if config.data.name != metric:
+        raise ValueError(f"{source} was trained on {config.data.name}, not on {metric}")
+    frozen = dict(model.frozen)
+    try:
+        frozen |= build.frozen(config, ("clip",))
+    except ValueError as error:
+        print(f"without CLIP's measures: {error}", file=sys.stderr)
+    config.seed = seed
+    config.sample.update(prompts=prompts, num=num, shown=min(prompts, 8), steps=steps)
+    if guidance is not None:
+        config.sample.guidance.classifier_free.scale = float(guidance)
+    if metric == "scenes":
+        items = held_out(prompts, num, seed)
+    else:
+        digits = DigitGroups(split="test", samples=num, number=prompts, seed=seed)
+        items = [digits[index] for index in range(prompts)]
+    judge = job.drawn(config, items, model.tokenizer, frozen)
+    look = judge(model.params, model.frozen, measure=True)
+    if sheet is not None and look.images is not None:
+        grid.write_png(sheet, look.images, judge.captions)
+    return look.table, judge.truth
+
+
+def clip(source: str, *, prompts: int, seed: int) -> Table:
+    """Retrieval among held-out pairs, each picture said in full, no caption twice."""
+    network, params, words = _network("clip", source)
+    items = held_out(prompts, 1, seed, described=True)
+    tokens, mask = words.encode([item["caption"] for item in items], network.context)
+    images = to_float(np.concatenate([item["images"] for item in items]))
+
+    @jax.jit
+    def look(params, images, tokens, mask):
+        image, text, _ = network.apply({"params": params}, images, tokens, mask)
+        return image, text
+
+    state = retrieval.init()
+    for rows in _chunks(prompts, 64):
+        image, text = look(params, images[rows], tokens[rows], mask[rows])
+        state = retrieval.update(state, image, text)
+    return retrieval.result(state)
+
+
+def vae(source: str, *, prompts: int, seed: int) -> Table:
+    """PSNR of held-out pictures that were encoded and decoded."""
+    network, params, _ = _network("vae", source)
+    images = to_float(np.concatenate([i["images"] for i in held_out(prompts, 1, seed)]))
+    restore = jax.jit(lambda params, x: network.apply({"params": params}, x)[0])
+    state = psnr.init()
+    for rows in _chunks(prompts, 64):
+        state = psnr.update(state, images[rows], np.asarray(restore(params, images[rows])))
+    return psnr.result(state)
+
+
+def llm(source: str, *, prompts: int, seed: int) -> Table:
+    """Loss in nats a token, accuracy and perplexity on held-out captions."""
+    network, params, words = _network("language_model", source)
+    captions = [item["caption"] for item in held_out(prompts, 0, seed)]
+    length = 1 + max(words.count(caption) for caption in captions)
+    tokens, mask = words.encode(captions, length, eos=True)
+    batch = Batch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+    logs = jax.jit(NextToken(llm=network))(params, {}, batch, jax.random.key(0), jnp.int32(0))[1]
+    return {name: float(value) for name, value in logs.items()}
+
+
+def held_out(number: int, samples: int, seed: int, described: bool = False) -> list[dict[str, Any]]:
+    """Held-out Scenes prompts, distinct in meaning, each with true pictures of it.
+
+    Args:
+      number: how many prompts.
+      samples: pictures of each.
+      seed: of everything.
+      described: captions that say everything about their one picture, for retrieval.
+    """
+    # Another stream than the one data sets are built from: theirs begins with the seed.
+    rng = np.random.default_rng([0xE7A1, seed])
+    seen, items = set(), []
+    while len(items) < number:
+        spec = grammar.sample_spec(rng, "test")
+        scenes = [grammar.sample_scene(spec, rng) for _ in range(samples)]
+        if described:
+            spec = grammar.describe(scenes[0])
+        if spec in seen or grammar.split_of(spec) != "test":
+            continue
+        seen.add(spec)
+        language = grammar.LANGUAGES[len(items) % len(grammar.LANGUAGES)]
+        items.append(
+            {
+                "caption": grammar.caption(spec, language, rng),
+                "images": np.array([renderer.render(scene) for scene in scenes]),
+                "spec": grammar.spec_to_json(spec),
+            }
+        )
+    return items
+
+
+def table(found: Table, true: Table | None) -> str:
+    """The measures in columns."""
+    width = max(len(name) for name in found)
+    head = f"{'':{width}}  {'model':>8}" + (f"  {'true':>8}" if true is not None else "")
+    lines = [head]
+    for name, value in found.items():
+        line = f"{name:{width}}  {value:8.4f}"
+        if true is not None:
+            line += f"  {true[name]:8.4f}" if name in true else f"  {'-':>8}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _network(role: str, source: str) -> tuple[Any, Any, tokenizers.Tokenizer]:
+    entry = {"name": "asset", "asset": {"path": source}}
+    network, params = build.model(role, entry), jax.device_put(build.parameters(entry))
+    folder = weights.folder(source)
+    if not (folder / "tokenizer.json").is_file():
+        folder = weights.folder(ASSETS["llm"])
+    return network, params, tokenizers.load(folder / "tokenizer.json")
+
+
+def _chunks(number: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, number, size)]
+
+
+def main(argv: list[str]) -> None:
+    """Parse flags, measure, and turn errors a user can mend into one line."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
+    if len(argv) > 1:
+        sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    metric, began = METRIC.value, time.monotonic()
+    out = Path(OUT.value or Path(WORKDIR.value or ".") / f"evaluation_{metric}.json")
+    facts: dict[str, Any] = {"metric": metric, "prompts": PROMPTS.value, "seed": SEED.value}
+    try:
+        if metric in ASSETS:
+            run = {"clip": clip, "vae": vae, "llm": llm}[metric]
+            model = WORKDIR.value and str(Path(WORKDIR.value) / "model")
+            source = model or MODEL.value or ASSETS[metric]
+            found, true = run(source, prompts=PROMPTS.value, seed=SEED.value), None
+        else:
+            source = WORKDIR.value or MODEL.value or "fusion_base"
+            options = {"num": NUM.value, "steps": STEPS.value, "guidance": GUIDANCE.value}
+            found, true = pictures(
+                source,
+                metric,
+                prompts=PROMPTS.value,
+                seed=SEED.value,
+                sheet=out.with_suffix(".png"),
+                **options,
+            )
+            facts |= options
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    facts |= {"source": source, "seconds": round(time.monotonic() - began, 1)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**facts, "model": found, "true": true}, indent=1) + "\n")
+    print(table(found, true))
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    app.run(main)
