@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cosdiff_jax.models import attention as attend
 from cosdiff_jax.models import rope
 from cosdiff_jax.models.fuse_dit import Heads, ImageHeads, Out
-from cosdiff_jax.models.layers import QKV, RMSNorm, side_by_side
+from cosdiff_jax.models.layers import QKV, Linear, RMSNorm, side_by_side
 from cosdiff_jax.shapes import TextStream
 
 
@@ -53,9 +53,8 @@ class _TextHeads(nn.Module):
     ) -> tuple[Float[Array, "P T G E"], Float[Array, "P T G E"]]:
         s = self.shape
         g, e = s.kv_heads, s.head_size
-        kv = nn.DenseGeneral(
+        kv = Linear(
             (2 * g, e),
-            use_bias=False,
             kernel_init=side_by_side(nn.initializers.xavier_uniform(), g * e, g * e),
             dtype=s.dtype,
             name="project",
@@ -90,9 +89,8 @@ class _Cross(nn.Module):
         s, (context, mask) = self.shape, shared
         q, k, v = ImageHeads(s, name="image")(normed, angles)
         x = x + gate * Out(s, x.shape[-1], name="out")(attend.attend(q, k, v))
-        q = nn.DenseGeneral(
+        q = Linear(
             (s.heads, s.head_size),
-            use_bias=False,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=s.dtype,
             name="cross_q",

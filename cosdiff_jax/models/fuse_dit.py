@@ -23,7 +23,7 @@ from cosdiff_jax.models import attention as attend
 from cosdiff_jax.models import modulation as modulations
 from cosdiff_jax.models import position as positions
 from cosdiff_jax.models import rope
-from cosdiff_jax.models.layers import QKV, GeGLU, HeadsOut, RMSNorm
+from cosdiff_jax.models.layers import QKV, GeGLU, HeadsOut, Linear, RMSNorm
 from cosdiff_jax.shapes import TextStream
 from cosdiff_jax.sharding import constrain
 
@@ -121,9 +121,8 @@ class _DeepCross(nn.Module):
         q, k, v = ImageHeads(s, name="image")(normed, angles)
         x = x + gate * Out(s, x.shape[-1], name="out")(attend.attend(q, k, v))
         text_k, text_v, read = text
-        q = nn.DenseGeneral(
+        q = Linear(
             (s.heads, s.head_size),
-            use_bias=False,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=s.dtype,
             name="cross_q",
@@ -341,11 +340,10 @@ class FuseDiT(nn.Module):
             eps=self.eps,
             dtype=self.dtype,
         )
-        xavier = nn.initializers.xavier_uniform()
 
         x = z_t.astype(self.dtype).reshape(b, h // p, p, w // p, p, c)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p * (w // p), p * p * c)
-        x = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patch_embed")(x)
+        x = Linear((self.width,), use_bias=True, dtype=self.dtype, name="patch_embed")(x)
         table = self.position.embedding(h // p, w // p, self.width)
         if table is not None:
             x = x + table.astype(self.dtype)[None]
@@ -386,8 +384,9 @@ class FuseDiT(nn.Module):
         if last is not None:
             shift, scale = last(time)
             x = x * (1 + scale[:, None, :]) + shift[:, None, :]
-        x = nn.Dense(
-            p * p * c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="patch_out"
+        zeros = nn.initializers.zeros
+        x = Linear(
+            (p * p * c,), use_bias=True, kernel_init=zeros, dtype=self.dtype, name="patch_out"
         )(x)
         v = x.astype(jnp.float32).reshape(b, h // p, w // p, p, p, c)
         v = v.transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)

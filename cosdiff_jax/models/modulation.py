@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cosdiff_jax.models.layers import Linear
+
 Six = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """shift, scale, gate of attention, then of the MLP, each [B D]."""
 
@@ -76,13 +78,17 @@ class _ZeroLinear(nn.Module):
     parts: int
     activate: bool
     dtype: Any
-    init: Any = nn.initializers.zeros
+    kernel_init: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, c: Float[Array, "B D"]) -> Float[Array, "B parts W"]:
         c = nn.silu(c) if self.activate else c
-        return nn.DenseGeneral(
-            (self.parts, self.width), kernel_init=self.init, dtype=self.dtype, name="project"
+        return Linear(
+            (self.parts, self.width),
+            use_bias=True,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="project",
         )(c)
 
 

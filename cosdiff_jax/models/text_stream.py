@@ -1,58 +1,47 @@
-"""Reading captions once: the streams that training and sampling share.
+"""Moving whole text streams about: by prompt, never by token or layer.
 
-The empty caption is bos alone. It is read as a single row, which serves every prompt.
+Rows of prompts are the second axis of per-layer arrays and the first of the others.
 """
 
-import flax.linen as nn
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
-from cosdiff_jax.shapes import Params, TextStream
+from cosdiff_jax.shapes import TextStream
 
 
-def read(
-    language_model: nn.Module,
-    params: Params,
-    backbone: nn.Module,
-    tokens: Int[Array, "P T"],
-    mask: Bool[Array, "P T"],
-) -> tuple[TextStream, TextStream]:
-    """P captions, and the empty one as a single row; no gradient reaches the language model.
+def _over_rows(change: Callable[..., jax.Array], *streams: TextStream) -> TextStream:
+    """Apply ``change(axis, arrays...)`` to every field along its axis of prompts."""
+    first = streams[0]
+    parts = {}
+    for name, axis in (("keys", 1), ("values", 1), ("hidden", 0), ("mask", 0), ("layers", 1)):
+        arrays = [getattr(s, name) for s in streams]
+        parts[name] = None if getattr(first, name) is None else change(axis, *arrays)
+    return TextStream(**parts)
 
-    Args:
-      language_model: (tokens, mask) -> TextStream.
-      params: its parameters.
-      backbone: says in its ``attention`` which form of the stream it reads.
-      tokens: right-padded, bos first.
-      mask: True at real tokens.
+
+def repeat(text: TextStream, times: int) -> TextStream:
+    """Every prompt ``times`` times, copies side by side."""
+    return _over_rows(lambda axis, x: jnp.repeat(x, times, axis=axis), text)
+
+
+def concatenate(*streams: TextStream) -> TextStream:
+    """The prompts of several streams of the same length, one after the other.
+
+    With the empty prompt's stream repeated beside the real one's, both branches of classifier-free
+    guidance are one call of the backbone.
     """
-    reads = backbone.attention
-
-    def stream(tokens: jax.Array, mask: jax.Array) -> TextStream:
-        text = language_model.apply(
-            {"params": params}, tokens, mask, rotate=reads.rotate, layers=reads.layers
-        )
-        return jax.lax.stop_gradient(text)
-
-    first = jnp.arange(tokens.shape[1])[None, :] == 0
-    return stream(tokens, mask), stream(jnp.where(first, tokens[:1], 0), first)
+    return _over_rows(lambda axis, *x: jnp.concatenate(x, axis=axis), *streams)
 
 
-def select(kept: Bool[Array, " P"], captions: TextStream, empty: TextStream) -> TextStream:
-    """Row p of ``captions`` where ``kept[p]``, else the one row of ``empty``."""
+def where(condition: Bool[Array, " P"], a: TextStream, b: TextStream) -> TextStream:
+    """Prompt by prompt ``a`` where the condition [P] holds, else ``b``: caption dropout."""
 
-    def choose(axis: int, a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
-        if a is None or b is None:
-            return None
-        shape = [1] * a.ndim
+    def pick(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:
+        shape = [1] * x.ndim
         shape[axis] = -1
-        return jnp.where(kept.reshape(shape), a, b)
+        return jnp.where(condition.reshape(shape), x, y)
 
-    return TextStream(
-        keys=choose(1, captions.keys, empty.keys),
-        values=choose(1, captions.values, empty.values),
-        hidden=choose(0, captions.hidden, empty.hidden),
-        mask=choose(0, captions.mask, empty.mask),
-        layers=choose(1, captions.layers, empty.layers),
-    )
+    return _over_rows(pick, a, b)
