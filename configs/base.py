@@ -14,6 +14,7 @@ def menu() -> ConfigDict:
     """Everything that can be chosen."""
     return ConfigDict(
         dict(
+            recipe="",  # filled in by the command line: the file this came from
             seed=0,
             steps=1000,  # optimizer steps
             log_every=1,  # steps between two lines of metrics.jsonl
@@ -43,7 +44,7 @@ def data() -> dict:
         name="scenes",
         prompts=8,  # P: prompts per step, over all devices
         samples=8,  # K: pictures per prompt
-        context=32,  # T: tokens a caption is padded to
+        context=40,  # T: tokens a caption is padded to
         threads=2,  # reading threads per host
         encoded=False,  # encode every picture once with the VAE and train on the kept latents
         scenes=dict(

@@ -9,11 +9,12 @@ from configs import base, presets
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 1600
+    config.steps = 900
     config.log_every = 10
     config.data.name = "scenes_pairs"
-    config.data.prompts = 128
+    config.data.prompts = 96
     config.data.samples = 1
+    config.data.context = 48  # a picture said in full takes more words than a prompt
     config.data.scenes_pairs.folder = "datasets/scenes_base"
     config.data.scenes_pairs.train = 12_000
     config.clip.name = "clip"

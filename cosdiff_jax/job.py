@@ -19,10 +19,11 @@ from cosdiff_jax import build, latents, optimizer, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.judge import Drawn, HeldOut, InClip, Judge, Measure
+from cosdiff_jax.report import card
 from cosdiff_jax.shapes import Frozen, Params
 
 # Fields that may change between two parts of one run: they do not touch what is computed.
-_FREE = ("steps", "log_every", "checkpoint", "sample", "mesh", "export", "data.threads")
+_FREE = ("recipe", "steps", "log_every", "checkpoint", "sample", "mesh", "export", "data.threads")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,8 @@ def check_same_run(config: Any, before: Mapping[str, Any] | None, workdir: str) 
     if before is None:
         return
     now, then = _flat(json.loads(config.to_json_best_effort())), _flat(before)
-    for name in sorted(now.keys() | then.keys()):
+    # A field that only one side knows came or went with a version of the menu.
+    for name in sorted(now.keys() & then.keys()):
         free = any(name == field or name.startswith(field + ".") for field in _FREE)
         if not free and now.get(name) != then.get(name):
             raise ValueError(
@@ -219,15 +221,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def export(config: Any, job: Job, frozen: Frozen, params: Params, folder: Path) -> None:
+def export(
+    config: Any, job: Job, params: Params, folder: Path, *, seconds: float, table: dict[str, float]
+) -> None:
     """Leave the weights of a finished run where ``name=asset`` and ``generate`` find them.
 
     Args:
       config: the recipe.
       job: made of it.
-      frozen: as trained with.
       params: the averaged weights.
-      folder: gets model.safetensors, config.json, tokenizer.json and the recipe itself.
+      folder: gets model.safetensors, config.json, tokenizer.json, the recipe and a model card.
+      seconds: wall time of the run.
+      table: held-out measures of the weights.
     """
     entry = json.loads(json.dumps(_plain(job.entry)))
     knobs = dict(entry[entry["name"]])
@@ -238,6 +243,20 @@ def export(config: Any, job: Job, frozen: Frozen, params: Params, folder: Path) 
     weights.save(folder, {"name": entry["name"], entry["name"]: knobs}, params, dtype=config.export)
     job.tokenizer.fast.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "recipe.json").write_text(config.to_json_best_effort(indent=1) + "\n")
+    data = {key: value for key, value in config.data[config.data.name].items() if key != "path"}
+    card.write(
+        folder,
+        name=f"{config.data.name}, {config.objective.name}",
+        what=f"A `{entry['name']}`: `{json.dumps(knobs)}`.",
+        data=f"{config.data.name} `{json.dumps(data)}`, {config.data.prompts} prompts x "
+        f"{config.data.samples} samples a step",
+        command=f"python -m cosdiff_jax.train --config={config.recipe} --workdir=WORKDIR",
+        steps=config.steps,
+        seed=config.seed,
+        seconds=seconds,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        measures=table,
+    )
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,17 +141,19 @@ def train(config, workdir: str) -> TrainState:
         if step < config.steps:
             _log.info("stopped and saved at step %d; the same command goes on", step)
             return state
-        look(job, frozen, state, workdir)
-        job_lib.export(config, job, frozen, state.ema, Path(workdir) / "model")
-        report(job, config, workdir, time.monotonic() - began)
+        table = look(job, frozen, state, workdir)
+        seconds = time.monotonic() - began
+        model = Path(workdir) / "model"
+        job_lib.export(config, job, state.ema, model, seconds=seconds, table=table)
+        report(job, config, workdir, seconds)
     return state
 
 
-def look(job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure=True) -> None:
+def look(job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure=True) -> dict:
     """Draw the fixed prompts with the averaged weights, measure, and keep both in samples/."""
     seen = job.judge(state.ema, frozen, measure=measure)
     if jax.process_index():
-        return
+        return seen.table
     stem = Path(workdir) / "samples" / f"step_{int(state.step):07d}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     if seen.images is not None:
@@ -159,6 +161,7 @@ def look(job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure=T
         np.save(stem.with_suffix(".npy"), seen.images)
     if measure:
         stem.with_suffix(".json").write_text(json.dumps(seen.table, indent=1) + "\n")
+    return seen.table
 
 
 def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
@@ -263,6 +266,11 @@ def brief(values: dict[str, float]) -> str:
     return " ".join(f"{name} {values[name]:.3g}" for name in shown)
 
 
+def recipe_name() -> str:
+    """The recipe as it was given on the command line, for the model card."""
+    return str(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
 def main(argv: list[str]) -> None:
     """Parse flags, run, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
@@ -274,6 +282,7 @@ def main(argv: list[str]) -> None:
     if not CONFIG.value or not WORKDIR.value:
         sys.exit("both --config=configs/RECIPE.py and --workdir=FOLDER are needed")
     try:
+        CONFIG.value.recipe = recipe_name()
         train(CONFIG.value, WORKDIR.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
