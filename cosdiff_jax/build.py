@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from cosdiff_jax import weights
 from cosdiff_jax.data import groups
@@ -45,7 +46,7 @@ from cosdiff_jax.shapes import Frozen, Params
 
 _log = logging.getLogger(__name__)
 
-Entry = Mapping[str, Any]
+Entry = Mapping[str, Any] | ConfigDict
 """A choice of the menu: ``{"name": n, n: {knobs}, ...}``."""
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}

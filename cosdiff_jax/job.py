@@ -50,7 +50,7 @@ class Job:
     stream: Callable[[int, int], grain.DatasetIterator]
     judge: Judge
     tokenizer: Tokenizer
-    entry: Mapping[str, Any]
+    entry: build.Entry
 
 
 def prepare(config: Any) -> Job:
@@ -259,5 +259,5 @@ def export(
     )
 
 
-def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(entry: build.Entry) -> dict[str, Any]:
     return entry.to_dict() if hasattr(entry, "to_dict") else dict(entry)
