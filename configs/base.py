@@ -62,7 +62,7 @@ def data() -> dict:
             languages=("en", "zh", "ko"),
         ),
         captions=dict(number=60_000, digits=True),  # text alone, for the language model
-        digits=dict(length=2000, languages=("en", "zh", "ko")),  # length: groups per epoch
+        digits=dict(number=2000, languages=("en", "zh", "ko")),  # number: groups per epoch
         folder=dict(path="", size=64),  # your pictures; size: side in pixels after the crop
     )
 

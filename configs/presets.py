@@ -34,7 +34,7 @@ def tiny(config: ConfigDict) -> None:
         config.data[name].folder = "datasets/scenes_tiny"
         config.data[name].train, config.data[name].test, config.data[name].stored = 16, 8, 2
     config.data.captions.number = 200
-    config.data.digits.length = 32
+    config.data.digits.number = 32
     config.tokenizer.name = "bpe"
     config.tokenizer.bpe.update(vocab=400, captions=500)
     config.language_model.name = "gemma"

@@ -79,7 +79,7 @@ class DigitGroups:
     split: str = "train"
     samples: int = 8
     languages: Sequence[str] = LANGUAGES
-    number: int = 4_000
+    number: int = 2_000
     seed: int = 0
 
     def __post_init__(self) -> None:
