@@ -142,7 +142,7 @@ class Target(Protocol):
       reads_real: whether it is measured on real pictures of the same prompts.
     """
 
-    reads_real: bool
+    reads_real: ClassVar[bool]
 
     def __call__(
         self, measure: Measure, real: Float[Array, "P K F"] | None

@@ -1,7 +1,9 @@
 """CLIP's view of a sample: what a caption could tell apart."""
 
 import dataclasses
+from typing import cast
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -28,14 +30,17 @@ class ClipFeature:
         """Unit vectors of normalised latents if there is a ``vae``, else of pictures."""
         images = samples
         if self.vae is not None:
-            images = self.vae.apply({"params": frozen["vae"]}, samples, method="to_images")
+            variables = {"params": frozen["vae"]}
+            images = cast(jax.Array, self.vae.apply(variables, samples, method="to_images"))
         # What is shown is clipped, so what is judged is: a sample cannot move its vector, and so
         # lower the penalty, by leaving the range that pictures have.
         images = jnp.clip(images, -1.0, 1.0)
-        return self.clip.apply({"params": frozen["clip"]}, images, method="image")
+        f = self.clip.apply({"params": frozen["clip"]}, images, method="image")
+        return cast(jax.Array, f)
 
     def text(
         self, frozen: Frozen, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]
     ) -> Float[Array, "P F"]:
         """Unit vectors of captions in the same space, for the alignment term."""
-        return self.clip.apply({"params": frozen["clip"]}, tokens, mask, method="text")
+        f = self.clip.apply({"params": frozen["clip"]}, tokens, mask, method="text")
+        return cast(jax.Array, f)

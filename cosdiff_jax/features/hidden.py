@@ -1,9 +1,10 @@
 """A backbone's own middle layers as a feature: no second network, one more look at the same one."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -46,7 +47,7 @@ class HiddenFeature:
         params: Any = {"params": frozen[self.role]}
         # The sample is shown as its own noisy version's mean, (1 - t) x0: no draw is needed.
         _, hidden = self.backbone.apply(params, (1.0 - self.time) * samples, t, text, features=True)
-        return self.pooled(hidden)
+        return self.pooled(cast(jax.Array, hidden))
 
     def pooled(self, hidden: Float[Array, "B D"]) -> Float[Array, "B D"]:
         """Unit vectors of states that a forward pass already gave: the cheapest form."""

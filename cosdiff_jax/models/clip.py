@@ -71,7 +71,7 @@ def blocks(depth: int) -> type[nn.Module]:
         Block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=depth,
     )
 

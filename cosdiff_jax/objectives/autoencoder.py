@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,8 @@ class Autoencoder:
         """The loss on ``batch.images`` and its parts; ``frozen`` and ``step`` are not read."""
         noise = rng.named(key, "latent")["latent"]
         images = _pictures(batch)
-        restored, (mean, logvar) = self.vae.apply({"params": params}, images, noise)
+        restored, moments = self.vae.apply({"params": params}, images, noise)
+        mean, logvar = cast(tuple[jax.Array, jax.Array], moments)
         error = restored - images
         mse, mae = jnp.mean(error**2), jnp.mean(jnp.abs(error))
         kl = jnp.mean(kl_divergence(mean, logvar))

@@ -1,6 +1,7 @@
 """How CLIP is trained: find the caption of a picture and the picture of a caption."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ class Contrastive:
     ) -> tuple[Float[Array, ""], Logs]:
         """The loss on the batch's pairs; ``frozen``, ``key`` and ``step`` are not read."""
         images = _first_of_group(batch)
-        image, text, scale = self.clip.apply({"params": params}, images, batch.tokens, batch.mask)
+        out = self.clip.apply({"params": params}, images, batch.tokens, batch.mask)
+        image, text, scale = cast(tuple[jax.Array, jax.Array, jax.Array], out)
         same = same_caption(batch.tokens, batch.mask)
         loss = jnp.mean(info_nce(image, text, scale, same))
         to_caption, to_picture = retrieval(image, text, same)

@@ -1,6 +1,7 @@
 """How the language model is trained: predict every token from those before it."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,8 @@ class NextToken:
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
         # Right padding: a real target always has a real token before it.
         mask = batch.mask[:, 1:]
-        logits = self.llm.apply({"params": params}, inputs, batch.mask[:, :-1], method="logits")
+        out = self.llm.apply({"params": params}, inputs, batch.mask[:, :-1], method="logits")
+        logits = cast(jax.Array, out)
         loss = masked_mean(cross_entropy(logits, targets), mask)
         hits = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
         return loss, {
