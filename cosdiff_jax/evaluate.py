@@ -31,17 +31,9 @@ from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.report import grid
 from cosdiff_jax.shapes import Batch
 
+FLAGS = flags.FLAGS
 ASSETS = {"clip": "scenes_clip", "vae": "scenes_vae", "llm": "scenes_llm"}
 
-METRIC = flags.DEFINE_enum("metric", "scenes", ["scenes", "digits", *ASSETS], "What to measure")
-WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or one with its weights")
-MODEL = flags.DEFINE_string("model", None, "Embedded model, where no workdir is given")
-PROMPTS = flags.DEFINE_integer("prompts", 512, "Held-out prompts, or pairs", lower_bound=2)
-NUM = flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=2)
-STEPS = flags.DEFINE_integer("steps", 25, "Solver steps", lower_bound=1)
-GUIDANCE = flags.DEFINE_float("guidance", None, "Scale s; by default the recipe's")
-SEED = flags.DEFINE_integer("seed", 0, "Of prompts, true pictures and noise", lower_bound=0)
-OUT = flags.DEFINE_string("out", None, "JSON file; by default evaluation_METRIC.json in workdir")
 
 Table = dict[str, float]
 
@@ -195,28 +187,41 @@ def _chunks(number: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, number, size)]
 
 
+def define() -> None:
+    """Define the flags; not at import, for several entry points share names."""
+    flags.DEFINE_enum("metric", "scenes", ["scenes", "digits", *ASSETS], "What to measure")
+    flags.DEFINE_string("workdir", None, "A run's folder, or one with its weights")
+    flags.DEFINE_string("model", None, "Embedded model, where no workdir is given")
+    flags.DEFINE_integer("prompts", 512, "Held-out prompts, or pairs", lower_bound=2)
+    flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=2)
+    flags.DEFINE_integer("steps", 25, "Solver steps", lower_bound=1)
+    flags.DEFINE_float("guidance", None, "Scale s; by default the recipe's")
+    flags.DEFINE_integer("seed", 0, "Of prompts, true pictures and noise", lower_bound=0)
+    flags.DEFINE_string("out", None, "JSON file; by default evaluation_METRIC.json in workdir")
+
+
 def main(argv: list[str]) -> None:
     """Parse flags, measure, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
     if len(argv) > 1:
         sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    metric, began = METRIC.value, time.monotonic()
-    out = Path(OUT.value or Path(WORKDIR.value or ".") / f"evaluation_{metric}.json")
-    facts: dict[str, Any] = {"metric": metric, "prompts": PROMPTS.value, "seed": SEED.value}
+    metric, began = FLAGS.metric, time.monotonic()
+    out = Path(FLAGS.out or Path(FLAGS.workdir or ".") / f"evaluation_{metric}.json")
+    facts: dict[str, Any] = {"metric": metric, "prompts": FLAGS.prompts, "seed": FLAGS.seed}
     try:
         if metric in ASSETS:
             run = {"clip": clip, "vae": vae, "llm": llm}[metric]
-            model = WORKDIR.value and str(Path(WORKDIR.value) / "model")
-            source = model or MODEL.value or ASSETS[metric]
-            found, true = run(source, prompts=PROMPTS.value, seed=SEED.value), None
+            model = FLAGS.workdir and str(Path(FLAGS.workdir) / "model")
+            source = model or FLAGS.model or ASSETS[metric]
+            found, true = run(source, prompts=FLAGS.prompts, seed=FLAGS.seed), None
         else:
-            source = WORKDIR.value or MODEL.value or "fusion_base"
-            options = {"num": NUM.value, "steps": STEPS.value, "guidance": GUIDANCE.value}
+            source = FLAGS.workdir or FLAGS.model or "fusion_base"
+            options = {"num": FLAGS.num, "steps": FLAGS.steps, "guidance": FLAGS.guidance}
             found, true = pictures(
                 source,
                 metric,
-                prompts=PROMPTS.value,
-                seed=SEED.value,
+                prompts=FLAGS.prompts,
+                seed=FLAGS.seed,
                 sheet=out.with_suffix(".png"),
                 **options,
             )
@@ -231,4 +236,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define()
     app.run(main)

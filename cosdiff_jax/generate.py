@@ -17,16 +17,7 @@ from PIL import Image
 from cosdiff_jax import trained
 from cosdiff_jax.report import grid
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, or one with its weights")
-MODEL = flags.DEFINE_string("model", "fusion_base", "Embedded model, where no workdir is given")
-PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; give it again for another row")
-NUM = flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the recipe's", lower_bound=1)
-GUIDANCE = flags.DEFINE_float(
-    "guidance", None, "Scale s of guidance; 1 is none; by default the recipe's"
-)
-SEED = flags.DEFINE_integer("seed", 0, "Of the noise", lower_bound=0)
-OUT = flags.DEFINE_string("out", "grid.png", "PNG file for the grid")
+FLAGS = flags.FLAGS
 
 
 def generate(
@@ -70,6 +61,18 @@ def generate(
     return written
 
 
+def define() -> None:
+    """Define the flags; not at import, for several entry points share names."""
+    flags.DEFINE_string("workdir", None, "A run's folder, or one with its weights")
+    flags.DEFINE_string("model", "fusion_base", "Embedded model, where no workdir is given")
+    flags.DEFINE_multi_string("prompt", [], "What to draw; give it again for another row")
+    flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=1)
+    flags.DEFINE_integer("steps", None, "Solver steps; by default the recipe's", lower_bound=1)
+    flags.DEFINE_float("guidance", None, "Scale s; 1 is none; by default the recipe's")
+    flags.DEFINE_integer("seed", 0, "Of the noise", lower_bound=0)
+    flags.DEFINE_string("out", "grid.png", "PNG file for the grid")
+
+
 def main(argv: list[str]) -> None:
     """Parse flags, draw, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
@@ -78,13 +81,13 @@ def main(argv: list[str]) -> None:
     began = time.monotonic()
     try:
         written = generate(
-            WORKDIR.value or MODEL.value,
-            PROMPT.value,
-            num=NUM.value,
-            steps=STEPS.value,
-            guidance=GUIDANCE.value,
-            seed=SEED.value,
-            out=Path(OUT.value),
+            FLAGS.workdir or FLAGS.model,
+            FLAGS.prompt,
+            num=FLAGS.num,
+            steps=FLAGS.steps,
+            guidance=FLAGS.guidance,
+            seed=FLAGS.seed,
+            out=Path(FLAGS.out),
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -93,4 +96,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define()
     app.run(main)

@@ -1,0 +1,135 @@
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import fusion_base
+from cosdiff_jax import build, evaluate, generate, trained, weights
+from cosdiff_jax.shapes import Batch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a finished run leaves: an untrained tiny model in pixel space."""
+    path = tmp_path_factory.mktemp("run")
+    config = fusion_base.get_config("tiny")
+    config.data.context = 48
+    config.vae.name = "none"
+    config.backbone.fuse_dit.update(depth=1, patch=16, channels=3)
+    config.language_model.gemma.depth = 1
+    config.clip.name = "none"
+    objective, _ = build.objective(config)
+    tokens = jnp.ones((1, 48), jnp.int32)
+    images = jnp.zeros((objective.samples, 64, 64, 3))
+    batch = Batch(tokens=tokens, mask=tokens > 0, images=images)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    # Last layers begin at zero, which draws the noise whatever the caption says.
+    params = jax.tree.map(
+        lambda x: x + 0.05 * np.random.default_rng(0).normal(size=x.shape), params
+    )
+    entry = json.loads(config.backbone.to_json())
+    weights.save(path / "model", entry, params, dtype="float32")
+    build.tokenizer(config.tokenizer).fast.backend_tokenizer.save(
+        str(path / "model" / "tokenizer.json")
+    )
+    (path / "model" / "recipe.json").write_text(config.to_json())
+    return str(path)
+
+
+def run(folder, out, *prompts, num=2, seed=0):
+    return generate.generate(
+        folder, list(prompts), num=num, steps=2, guidance=2.0, seed=seed, out=out
+    )
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_a_grid_and_every_picture_beside_it(folder, tmp_path):
+    out = tmp_path / "new" / "grid.png"
+    written = run(folder, out, "a red star", "빨간 별", num=3)
+    assert written[0] == out
+    assert len(written) == 7
+    assert pixels(out.with_name("grid_p1_k2.png")).shape == (64, 64, 3)
+    first, other = pixels(out.with_name("grid_p0_k0.png")), pixels(out.with_name("grid_p0_k1.png"))
+    assert np.abs(first - other).max() > 20
+
+    # Fewer samples, other prompts around: the same pictures. Another seed: others.
+    again = run(folder, tmp_path / "again.png", "빨간 별", num=1)
+    same = np.abs(pixels(again[1]) - pixels(out.with_name("grid_p1_k0.png")))
+    assert same.max() <= 1
+    seeded = run(folder, tmp_path / "seeded.png", "빨간 별", num=1, seed=1)
+    assert np.abs(pixels(seeded[1]) - pixels(again[1])).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("prompts", "out", "message"),
+    [
+        ([], "x.png", "nothing to draw"),
+        (["  "], "x.png", "nothing to draw"),
+        (["a"], "x.jpg", r"must be a \.png file"),
+        (["red star " * 40], "x.png", "tokens, more than the context of 48"),
+    ],
+)
+def test_bad_input_is_one_line(folder, tmp_path, prompts, out, message):
+    with pytest.raises(ValueError, match=message) as error:
+        run(folder, tmp_path / out, *prompts)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / out).exists()
+
+
+def test_a_folder_without_a_model_is_named_and_left_alone(tmp_path):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        trained.load(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(ValueError, match="no model in"):
+        trained.load(str(tmp_path))
+
+
+def test_the_command_ends_with_one_line_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "cosdiff_jax.generate", "--workdir=/nowhere", "--prompt=a"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no model in '/nowhere'")
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluation_puts_the_true_distribution_beside_the_model(folder, tmp_path):
+    found, true = evaluate.pictures(
+        folder, "scenes", prompts=4, num=2, steps=2, guidance=None, seed=0,
+        sheet=tmp_path / "sheet.png",
+    )  # fmt: skip
+    assert true["shape"] == true["count"] == 1
+    assert set(found) == set(true)
+    assert found["all"] < 0.5
+    assert (tmp_path / "sheet.png").exists()
+    lines = evaluate.table(found, true).splitlines()
+    assert lines[0].split() == ["model", "true"]
+    assert len(lines) == len(found) + 1
+
+
+def test_held_out_prompts_are_distinct_and_held_out():
+    from cosdiff_jax.data.scenes import grammar
+
+    for described in (False, True):
+        items = evaluate.held_out(20, 1, seed=3, described=described)
+        specs = [grammar.spec_from_json(item["spec"]) for item in items]
+        assert len(set(specs)) == 20
+        assert all(grammar.split_of(spec) == "test" for spec in specs)
+        if described:
+            assert not any(grammar.open_attributes(spec) for spec in specs)
+
+
+def test_a_model_of_other_pictures_is_refused(folder):
+    with pytest.raises(ValueError, match="was trained on scenes, not on digits"):
+        evaluate.pictures(folder, "digits", prompts=2, num=2, steps=1, guidance=None, seed=0)
