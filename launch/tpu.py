@@ -233,7 +233,7 @@ def _wait(cloud: Cloud) -> None:
 
 def _remote(options: argparse.Namespace) -> str:
     """The line that runs the training on a worker."""
-    words = [".venv/bin/python", "-m", "cosdiff_jax.train"]
+    words = [".venv/bin/python", "-m", "cosdiff_jax.train", "--distributed"]
     words += [f"--config={options.config}", f"--workdir={options.workdir}", *options.rest]
     return f"{WORKER} run {shlex.join(words)}"
 

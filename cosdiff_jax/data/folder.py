@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 import unicodedata
@@ -24,6 +25,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cosdiff_jax.data import preprocess
+
+_log = logging.getLogger("cosdiff_jax")
 
 READABLE = frozenset(
     f".{kind}"
@@ -134,6 +137,7 @@ class FolderGroups:
             if deal * samples < len(self._pictures[place])
         ]
         self.summary = self._say(found, len(usable), split if test else "")
+        _log.info(self.summary)
 
     def __len__(self) -> int:
         rounds = -(-SHORTEST_EPOCH // len(self._deals))

@@ -4,11 +4,12 @@ import dataclasses
 import html
 import json
 import math
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 Curve: TypeAlias = tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]
@@ -36,7 +37,7 @@ PANELS = (
     Panel(title="Flow", names=("flow",), meaning="rectified-flow velocity error"),
     Panel(
         title="Cosine within a prompt",
-        names=("mean_cosine", "cosine", "top_cosine", "target_cosine", "target"),
+        names=("mean_cosine", "top_cosine", "real_cosine"),
         meaning="predicted clean images; 1 = identical samples",
     ),
     Panel(title="Diversity term", names=("diversity",), meaning="before the weight lambda"),
@@ -45,11 +46,13 @@ PANELS = (
     Panel(title="Weights", names=("lambda", "mu"), meaning="lambda: diversity, mu: alignment"),
     Panel(title="Gradient norm", names=("gradient_norm", "grad_norm"), meaning="before clipping"),
     Panel(title="Learning rate", names=("learning_rate",)),
+    Panel(title="PSNR", names=("psnr",), meaning="decibels"),
+    Panel(title="Accuracy", names=("accuracy",)),
     Panel(title="Speed", names=("images_per_second",), meaning="images per second"),
 )
 
 
-def read(path: str | pathlib.Path) -> dict[str, Curve]:
+def read(path: str | os.PathLike) -> dict[str, Curve]:
     """Read ``metrics.jsonl``: one JSON object a line, with ``step`` and numbers by name.
 
     Survives what a killed run leaves behind: an unfinished last line is passed over, and of a
@@ -59,11 +62,11 @@ def read(path: str | pathlib.Path) -> dict[str, Curve]:
     Raises:
         ValueError: the file does not exist.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
+    file = epath.Path(path)
+    if not file.exists():
         raise ValueError(f"no metrics at {path}")
     table: dict[str, dict[float, float]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_bytes().decode(errors="replace").splitlines():
         try:
             record = json.loads(line)
             step = float(record["step"])

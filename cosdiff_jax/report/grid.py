@@ -1,11 +1,13 @@
 """Groups of pictures -> one PNG: a row for each prompt, a column for each of its K samples."""
 
 import functools
-import pathlib
+import io
+import os
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, UInt8
 from matplotlib import font_manager, ft2font
 from PIL import Image, ImageDraw, ImageFont
@@ -92,7 +94,7 @@ def grid(
 
 
 def write_png(
-    path: str | pathlib.Path,
+    path: str | os.PathLike,
     images: Pictures,
     labels: Sequence[str] | None = None,
     scale: int | None = None,
@@ -102,13 +104,15 @@ def write_png(
 
     Where captions could only be numbered, ``captions.txt`` beside the picture says which is which.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, labels, scale, gutter).save(path, format="PNG", optimize=True)
+    file = epath.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    grid(images, labels, scale, gutter).save(buffer, format="PNG", optimize=True)
+    file.write_bytes(buffer.getvalue())
     key = undrawable(labels or ())
     if key:
         lines = "".join(f"{number} {caption}\n" for number, caption in key.items())
-        (path.parent / "captions.txt").write_text(lines, encoding="utf-8")
+        (file.parent / "captions.txt").write_text(lines, encoding="utf-8")
 
 
 def undrawable(labels: Sequence[str]) -> dict[str, str]:

@@ -4,22 +4,24 @@ No script, no network, no font file: it opens from a memory stick on a phone.
 """
 
 import base64
-import dataclasses
 import html
 import io
 import json
-import math
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, SupportsFloat, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from cosdiff_jax.report import curves as curves_lib
 from cosdiff_jax.report import grid as grid_lib
+from cosdiff_jax.report.measures import Row, known, show, summarise, table
 from cosdiff_jax.report.style import CSS
+
+__all__ = ["Groups", "Row", "summarise", "table", "write"]
 
 Groups: TypeAlias = (
     Float[Array, "P _K _X _Y _C"]
@@ -28,111 +30,9 @@ Groups: TypeAlias = (
 )
 """As ``grid.Pictures``, but columns of the page may differ in number and size of pictures."""
 
-Better: TypeAlias = Literal["higher", "lower", "true"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the before/after table.
-
-    ``better`` says what to wish for: a ``higher`` value, a ``lower`` one, or one nearer to the
-    ``true`` distribution's own (a cosine far below that of real pictures is no success).
-    ``None`` and NaN show as "n/a".
-    """
-
-    name: str
-    before: float | None
-    after: float | None
-    true: float | None
-    better: Better
-    meaning: str = ""
-    percent: bool = False
-
-    def verdict(self) -> Literal["better", "worse", "unchanged", ""]:
-        """Compare after with before, at the precision shown; "" where a value is missing."""
-        before, after, true = _known(self.before), _known(self.after), _known(self.true)
-        if before is None or after is None:
-            return ""
-        if self.better != "true":
-            gain = (after - before) * (1 if self.better == "higher" else -1)
-        elif true is None:
-            return ""
-        else:
-            gain = abs(before - true) - abs(after - true)
-        if abs(gain) < 0.0005:
-            return "unchanged"
-        return "better" if gain > 0 else "worse"
-
-
-ROWS: dict[str, tuple[str, Better, str, bool]] = {
-    "mean_cosine": (
-        "Intra-prompt mean cosine",
-        "true",
-        "how alike the samples of one prompt are; 1 = identical",
-        False,
-    ),
-    "top_cosine": (
-        "Intra-prompt top-k cosine",
-        "true",
-        "the same, over the most similar pairs only",
-        False,
-    ),
-    "clip_score": ("CLIP-score", "higher", "do picture and caption agree?", False),
-    "oracle_accuracy": (
-        "Oracle accuracy",
-        "higher",
-        "share of the caption's claims found in the picture",
-        True,
-    ),
-    "meaningful_diversity": (
-        "Meaningful diversity",
-        "true",
-        "variety in what the caption left open; 1 = every choice equally often",
-        False,
-    ),
-    "classifier_accuracy": (
-        "Recognised as asked",
-        "higher",
-        "share read by a classifier that was fitted on real pictures",
-        True,
-    ),
-    "empty": ("Empty pictures", "lower", "share in which nothing is found", True),
-}
-"""Known measures by name: (title, what is better, meaning, shown in per cent)."""
-
-
-def table(
-    before: Mapping[str, SupportsFloat],
-    after: Mapping[str, SupportsFloat],
-    true: Mapping[str, SupportsFloat],
-) -> list[Row]:
-    """Rows for every measure that ``before`` or ``after`` has, known ones first and in order.
-
-    An unknown name is shown as it is, as "higher is better".
-    """
-    names = [name for name in ROWS if name in before or name in after]
-    names += [name for name in {**before, **after} if name not in ROWS]
-    rows = []
-    for name in names:
-        title, better, meaning, percent = ROWS.get(
-            name, (name.replace("_", " "), "higher", "", False)
-        )
-        rows.append(
-            Row(
-                name=title,
-                before=_float(before.get(name)),
-                after=_float(after.get(name)),
-                true=_float(true.get(name)),
-                better=better,
-                meaning=meaning,
-                percent=percent,
-            )
-        )
-    return rows
-
 
 def write(
-    path: str | pathlib.Path,
+    path: str | os.PathLike,
     *,
     title: str,
     captions: Sequence[str],
@@ -194,49 +94,34 @@ def write(
         f"<title>{html.escape(title)}</title><style>{CSS}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + ".part")
+    file = epath.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = file.with_name(file.name + ".part")
     half.write_text(page, encoding="utf-8")
-    half.replace(path)
-
-
-def summarise(rows: Sequence[Row]) -> str:
-    """The table in a paragraph, with a warning where variety was bought with broken pictures."""
-    if not rows:
-        return "No measurements were made."
-    sentences = []
-    for verdict, opening in (
-        ("better", "Better after training"),
-        ("worse", "Worse"),
-        ("unchanged", "Unchanged"),
-        ("", "Not comparable"),
-    ):
-        parts = []
-        for row in rows:
-            if row.verdict() == verdict:
-                true = "" if _known(row.true) is None else f" (true {_show(row, row.true)})"
-                change = f"{_show(row, row.before)} → {_show(row, row.after)}"
-                if verdict == "unchanged":
-                    change = _show(row, row.after)
-                parts.append(f"{_inner(row.name)} {change}{true}")
-        if parts:
-            sentences.append(f"{opening}: {', '.join(parts)}.")
-    lost = [_inner(row.name) for row in rows if row.better != "true" and row.verdict() == "worse"]
-    gained = [
-        _inner(row.name) for row in rows if row.better == "true" and row.verdict() == "better"
-    ]
-    if lost and gained:
-        sentences.append(
-            f"Since {_and(lost)} got worse, part of the gain in {_and(gained)} may be damage "
-            "rather than variety: look at the pictures."
-        )
-    return " ".join(sentences)
+    half.replace(file)
 
 
 def _table(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
     if not rows:
         return ""
+    first = [row for row in rows if not row.detail]
+    rest = [row for row in rows if row.detail]
+    parts = [_lines(first, labels)] if first else []
+    parts.append(
+        f'<p class="note"><i class="dot hollow"></i> {html.escape(labels[0])} '
+        f'<i class="dot"></i> {html.escape(labels[1])} '
+        f'<i class="tick"></i> {html.escape(labels[2])}</p>'
+    )
+    if rest:
+        folded = "details" if first else "details open"
+        parts.append(
+            f"<{folded}><summary>In detail ({len(rest)} more)</summary>"
+            f"{_lines(rest, labels)}</details>"
+        )
+    return f"<section><h2>In numbers</h2>{''.join(parts)}</section>"
+
+
+def _lines(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
     head = "".join(f'<th class="n">{html.escape(label)}</th>' for label in labels)
     lines = []
     for row in rows:
@@ -244,6 +129,7 @@ def _table(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
             "higher": ("↑", "higher is better"),
             "lower": ("↓", "lower is better"),
             "true": ("→|", "closest to the true value is best"),
+            "": ("", ""),
         }[row.better]
         verdict = row.verdict()
         mark = {"better": "▲", "worse": "▼", "unchanged": "="}.get(verdict, "")
@@ -251,24 +137,21 @@ def _table(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
             f'<tr><th scope="row">{html.escape(row.name)}'
             f"<small>{html.escape(row.meaning)}</small>"
             f'<small class="wish"><b aria-hidden="true">{arrow}</b> {wish}</small></th>'
-            f'<td class="n" data-of="{html.escape(labels[0])}">{_show(row, row.before)}</td>'
-            f'<td class="n after" data-of="{html.escape(labels[1])}">{_show(row, row.after)}</td>'
-            f'<td class="n" data-of="{html.escape(labels[2])}">{_show(row, row.true)}</td>'
+            f'<td class="n" data-of="{html.escape(labels[0])}">{show(row, row.before)}</td>'
+            f'<td class="n after" data-of="{html.escape(labels[1])}">{show(row, row.after)}</td>'
+            f'<td class="n" data-of="{html.escape(labels[2])}">{show(row, row.true)}</td>'
             f'<td class="strip">{_strip(row)}<span class="{verdict or "none"}">{mark} {verdict}'
             "</span></td></tr>"
         )
     return (
-        "<section><h2>In numbers</h2><table><thead><tr><th></th>"
-        f"{head}<th>change</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
-        f'<p class="note"><i class="dot hollow"></i> {html.escape(labels[0])} '
-        f'<i class="dot"></i> {html.escape(labels[1])} '
-        f'<i class="tick"></i> {html.escape(labels[2])}</p></section>'
+        f"<table><thead><tr><th></th>{head}<th>change</th></tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>"
     )
 
 
 def _strip(row: Row) -> str:
     """The row's three values on a line: hollow dot before, full dot after, tick for the truth."""
-    before, after, true = _known(row.before), _known(row.after), _known(row.true)
+    before, after, true = known(row.before), known(row.after), known(row.true)
     values = [value for value in (before, after, true) if value is not None]
     if before is None or after is None:
         return ""
@@ -294,6 +177,8 @@ def _gallery(
     sets: Sequence[Groups],
     labels: tuple[str, str, str],
 ) -> str:
+    if not captions:
+        return ""
     prompts = []
     for row, caption in enumerate(captions):
         groups = []
@@ -349,30 +234,6 @@ def _facts(facts: Mapping[str, object], config: Mapping[str, object] | None) -> 
     if not lines and not folded:
         return ""
     return f"<section><h2>This run</h2><dl>{''.join(lines)}</dl>{folded}</section>"
-
-
-def _float(value: SupportsFloat | None) -> float | None:
-    return None if value is None else float(value)
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _show(row: Row, value: float | None) -> str:
-    value = _known(value)
-    if value is None:
-        return "n/a"
-    return f"{100 * value:.1f} %" if row.percent else f"{value:.3f}"
-
-
-def _inner(name: str) -> str:
-    """A row's name inside a sentence: "CLIP-score" keeps its capitals."""
-    return name if name[1:2].isupper() else name[:1].lower() + name[1:]
-
-
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _language(text: str) -> str:

@@ -237,7 +237,10 @@ def test_arguments_and_status_survive_all_the_shells(gcloud, tmp_path):
     words = ["run", *TRAIN, "--", *nasty]
     status, out, _, _ = gcloud(*words, home=str(home), describe=["ACTIVE"])
     assert status == 0
-    told = "".join(f"<{word}>" for word in ["-m", "cosdiff_jax.train", TRAIN[1], TRAIN[0], *nasty])
+    told = "".join(
+        f"<{word}>"
+        for word in ["-m", "cosdiff_jax.train", "--distributed", TRAIN[1], TRAIN[0], *nasty]
+    )
     assert told in out.splitlines()
     (home / "cosdiff_jax" / "code").write_text("4")
     status, _, err, _ = gcloud(*words, home=str(home), describe=["ACTIVE"])

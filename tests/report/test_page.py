@@ -32,49 +32,6 @@ class Checker(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def row(before, after, true, better):
-    return page.Row(name="x", before=before, after=after, true=true, better=better)
-
-
-@pytest.mark.parametrize(
-    ("values", "verdict"),
-    [
-        ((0.9, 0.8, 0.7, "true"), "better"),
-        ((0.9, 0.2, 0.7, "true"), "worse"),  # far below the real pictures' own cosine
-        ((0.6, 0.8, 0.7, "true"), "unchanged"),
-        ((0.9, 0.8, None, "true"), ""),
-        ((0.9, 0.8, None, "higher"), "worse"),
-        ((0.9, 0.8, None, "lower"), "better"),
-        ((0.9, float("nan"), 0.5, "lower"), ""),
-        ((0.9, 0.9003, 0.5, "higher"), "unchanged"),
-    ],
-)
-def test_verdicts(values, verdict):
-    assert row(*values).verdict() == verdict
-
-
-def test_table_keeps_order_and_takes_unknown_measures():
-    rows = page.table(
-        {"oracle_accuracy": 0.9, "mean_cosine": 0.9, "new_thing": 1.0},
-        {"oracle_accuracy": 1, "mean_cosine": np.float32(0.8)},
-        {"mean_cosine": 0.7},
-    )
-    assert [r.name for r in rows] == ["Intra-prompt mean cosine", "Oracle accuracy", "new thing"]
-    assert rows[1].true is None
-    assert rows[2].after is None
-
-
-def test_summary_warns_when_variety_was_bought_with_broken_pictures():
-    before = {"mean_cosine": 0.9, "oracle_accuracy": 0.9}
-    true = {"mean_cosine": 0.8, "oracle_accuracy": 1.0}
-    good = page.summarise(page.table(before, {"mean_cosine": 0.85, "oracle_accuracy": 0.92}, true))
-    assert "0.900 → 0.850 (true 0.800)" in good
-    assert "damage" not in good
-    bad = page.summarise(page.table(before, {"mean_cosine": 0.85, "oracle_accuracy": 0.5}, true))
-    assert "Since oracle accuracy got worse" in bad
-    assert page.summarise([])
-
-
 def test_the_page_is_one_file_that_needs_nothing(tmp_path):
     random = np.random.default_rng(0)
     shape = (3, 4, 16, 16, 1)
@@ -113,6 +70,24 @@ def test_the_page_is_one_file_that_needs_nothing(tmp_path):
     assert 'name="viewport"' in text
 
 
+def test_a_run_without_pictures_has_a_page_too(tmp_path):
+    nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
+    rows = page.table({"loss": 3.0, "colour": 0.5, "strange": 1.0}, {"loss": 2.0}, {})
+    page.write(
+        tmp_path / "report.html",
+        title="words",
+        captions=(),
+        before=nothing,
+        after=nothing,
+        rows=rows,
+    )
+    text = (tmp_path / "report.html").read_text("utf-8")
+    Checker(text)
+    assert "In pictures" not in text
+    assert "Better after training: loss 3.000 → 2.000." in text
+    assert "<details><summary>In detail (2 more)" in text
+
+
 def test_groups_and_captions_must_match(tmp_path):
     images = np.zeros((2, 1, 8, 8, 1), np.uint8)
     with pytest.raises(ValueError, match="3 captions but 2 groups of pictures before"):
@@ -125,11 +100,3 @@ def test_groups_and_captions_must_match(tmp_path):
             rows=[],
         )
     assert not list(tmp_path.iterdir())
-
-
-def test_facts():
-    assert facts.duration(4) == "4 s"
-    assert facts.duration(59.7) == "1 min 00 s"
-    assert facts.duration(3 * 3600 + 5 * 60) == "3 h 05 min"
-    assert "cores" in facts.machine()["processor"]
-    assert facts.versions()["jax"]

@@ -1,0 +1,209 @@
+"""The before/after table: what each measure means, which way is better, what a run changed."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, SupportsFloat, TypeAlias
+
+Better: TypeAlias = Literal["higher", "lower", "true", ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the before/after table.
+
+    ``better`` says what to wish for: a ``higher`` value, a ``lower`` one, or one nearer to the
+    ``true`` distribution's own (a cosine far below that of real pictures is no success), or ""
+    where nothing is known of it. A ``detail`` is folded away. ``None`` and NaN show as "n/a".
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+    true: float | None
+    better: Better
+    meaning: str = ""
+    percent: bool = False
+    detail: bool = False
+
+    def verdict(self) -> Literal["better", "worse", "unchanged", ""]:
+        """Compare after with before, at the precision shown; "" where a value is missing."""
+        before, after, true = known(self.before), known(self.after), known(self.true)
+        if before is None or after is None or not self.better:
+            return ""
+        if self.better != "true":
+            gain = (after - before) * (1 if self.better == "higher" else -1)
+        elif true is None:
+            return ""
+        else:
+            gain = abs(before - true) - abs(after - true)
+        if abs(gain) < 0.0005:
+            return "unchanged"
+        return "better" if gain > 0 else "worse"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How a measure is told to a reader; the fields are those of ``Row``."""
+
+    title: str
+    better: Better
+    meaning: str = ""
+    percent: bool = False
+    detail: bool = False
+
+
+def _share(title: str, meaning: str = "", *, detail: bool = True) -> Measure:
+    return Measure(title=title, better="higher", meaning=meaning, percent=True, detail=detail)
+
+
+ROWS = {
+    "mean_cosine": Measure(
+        title="Intra-prompt mean cosine",
+        better="true",
+        meaning="how alike the samples of one prompt are; 1 = identical",
+    ),
+    "top_cosine": Measure(
+        title="Intra-prompt top-k cosine",
+        better="true",
+        meaning="the same, over the most similar pairs only",
+    ),
+    "clip_score": Measure(
+        title="CLIP-score", better="higher", meaning="do picture and caption agree?"
+    ),
+    "all": _share(
+        "Oracle accuracy",
+        "share of pictures in which all that the caption says is right",
+        detail=False,
+    ),
+    "classifier_accuracy": _share(
+        "Recognised as asked",
+        "share read by a classifier that was fitted on real pictures",
+        detail=False,
+    ),
+    "meaningful_diversity": Measure(
+        title="Meaningful diversity",
+        better="true",
+        meaning="variety in what the caption left open; 1 = every choice equally often",
+    ),
+    "colour": _share("Colour right"),
+    "shape": _share("Shape right"),
+    "size": _share("Size right"),
+    "background": _share("Background right"),
+    "relation": _share("Relation right"),
+    "count": _share("Count right"),
+    "single_object": _share("Task: single object"),
+    "two_objects": _share("Task: two objects"),
+    "counting": _share("Task: counting"),
+    "colours": _share("Task: colours"),
+    "position": _share("Task: position"),
+    "colour_attribution": _share("Task: colour attribution"),
+    "empty": Measure(
+        title="Empty pictures",
+        better="lower",
+        meaning="nothing is found",
+        percent=True,
+        detail=True,
+    ),
+    "retrieval@1": _share("Retrieval@1", "held-out pairs matched, both ways", detail=False),
+    "image_to_text@1": _share("Image to text@1"),
+    "text_to_image@1": _share("Text to image@1"),
+    "psnr": Measure(title="PSNR", better="higher", meaning="decibels, held-out pictures"),
+    "accuracy": _share("Next token right", detail=False),
+    "perplexity": Measure(title="Perplexity", better="lower"),
+    "loss": Measure(title="Loss", better="lower", meaning="held-out data"),
+    "flow": Measure(title="Flow loss", better="lower", meaning="held-out data"),
+    "mse": Measure(title="Squared error", better="lower", detail=True),
+    "mae": Measure(title="Absolute error", better="lower", detail=True),
+    "anchor": Measure(title="Distance to the base model", better="", detail=True),
+}
+"""Known measures by name, in the order of the page."""
+
+
+def table(
+    before: Mapping[str, SupportsFloat],
+    after: Mapping[str, SupportsFloat],
+    true: Mapping[str, SupportsFloat],
+) -> list[Row]:
+    """Rows for every measure that ``before`` or ``after`` has, known ones first and in order.
+
+    An unknown name is shown as it is, folded with the details, and not judged.
+    """
+    names = [name for name in ROWS if name in before or name in after]
+    names += [name for name in {**before, **after} if name not in ROWS]
+    rows = []
+    for name in names:
+        measure = ROWS.get(name) or Measure(title=name.replace("_", " "), better="", detail=True)
+        rows.append(
+            Row(
+                name=measure.title,
+                before=_float(before.get(name)),
+                after=_float(after.get(name)),
+                true=_float(true.get(name)),
+                better=measure.better,
+                meaning=measure.meaning,
+                percent=measure.percent,
+                detail=measure.detail,
+            )
+        )
+    return rows
+
+
+def summarise(rows: Sequence[Row]) -> str:
+    """The table in a paragraph, with a warning where variety was bought with broken pictures."""
+    shown = [row for row in rows if not row.detail]
+    if not shown:
+        return "No measurements were made."
+    sentences = []
+    for verdict, opening in (
+        ("better", "Better after training"),
+        ("worse", "Worse"),
+        ("unchanged", "Unchanged"),
+        ("", "Also measured"),
+    ):
+        parts = []
+        for row in shown:
+            if row.verdict() == verdict:
+                true = "" if known(row.true) is None else f" (true {show(row, row.true)})"
+                change = f"{show(row, row.before)} → {show(row, row.after)}"
+                if verdict == "unchanged":
+                    change = show(row, row.after)
+                parts.append(f"{_inner(row.name)} {change}{true}")
+        if parts:
+            sentences.append(f"{opening}: {', '.join(parts)}.")
+    lost = [_inner(row.name) for row in shown if row.better != "true" and row.verdict() == "worse"]
+    gained = [
+        _inner(row.name) for row in rows if row.better == "true" and row.verdict() == "better"
+    ]
+    if lost and gained:
+        sentences.append(
+            f"Since {_and(lost)} got worse, part of the gain in {_and(gained)} may be damage "
+            "rather than variety: look at the pictures."
+        )
+    return " ".join(sentences)
+
+
+def show(row: Row, value: float | None) -> str:
+    """A value as the row prints it."""
+    value = known(value)
+    if value is None:
+        return "n/a"
+    return f"{100 * value:.1f} %" if row.percent else f"{value:.3f}"
+
+
+def _float(value: SupportsFloat | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def known(value: float | None) -> float | None:
+    """The value, or None where it is not a number."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _inner(name: str) -> str:
+    """A row's name inside a sentence: "CLIP-score" keeps its capitals."""
+    return name if name[1:2].isupper() else name[:1].lower() + name[1:]
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
