@@ -135,10 +135,11 @@ def test_counting_by_hand():
 
 
 def test_matching_uses_the_relation_where_nothing_else_tells():
-    spec = Spec((Group("circle"), Group("circle", size="small")), relation="above")
-    high, low = thing("circle", "red", 30, 10, "small"), thing("circle", "red", 30, 50, "small")
-    (first,), (second,) = oracle.match(Scene("white", (low, high)), spec)
-    assert (first, second) == (high, low)
+    spec = Spec((Group("circle"), Group("circle", size="small")), relation="left of")
+    left, right = thing("circle", "red", 10, 40, "small"), thing("circle", "red", 50, 30, "small")
+    # In reading order the right one, being higher, comes first.
+    (first,), (second,) = oracle.match(Scene("white", (left, right)), spec)
+    assert (first, second) == (left, right)
 
 
 def test_entropy_by_hand():
