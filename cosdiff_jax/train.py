@@ -266,27 +266,41 @@ def brief(values: dict[str, float]) -> str:
     return " ".join(f"{name} {values[name]:.3g}" for name in shown)
 
 
-def recipe_name() -> str:
-    """The recipe as it was given on the command line, for the model card."""
-    return str(config_flags.get_config_filename(flags.FLAGS["config"]))
+def parse(argv: list[str]) -> list[str]:
+    """Parse the command line; what is wrong with it becomes one line.
+
+    ml_collections reports an unknown field as an AttributeError with the nearest name, and a
+    recipe that fails to load as an error around the real one.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        assert CONFIG.value is not None and WORKDIR.value
+    except AssertionError:
+        sys.exit("error: both --config=configs/RECIPE.py and --workdir=FOLDER are needed")
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        text = str(error).strip("'\"").replace("\\'", "").replace("\\n", "\n")
+        lines = [line.strip() for line in text.split("\n")]
+        said = [line for line in lines if "Error: " in line or line.startswith("Did you mean")]
+        if isinstance(error, AttributeError):
+            said = [f"the config has no field {lines[0]}", *said]
+        sys.exit("error: " + ". ".join(said or lines[:1]).replace("'\"", "").strip("\"'"))
+    if len(rest) > 1:
+        sys.exit(f"error: unexpected argument {rest[1]!r}; options are written --name=value")
+    CONFIG.value.recipe = str(config_flags.get_config_filename(flags.FLAGS["config"]))
+    return rest
 
 
 def main(argv: list[str]) -> None:
-    """Parse flags, run, and turn errors a user can mend into one line."""
+    """Run, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     _log.setLevel(logging.INFO)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    if len(argv) > 1:
-        sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    if not CONFIG.value or not WORKDIR.value:
-        sys.exit("both --config=configs/RECIPE.py and --workdir=FOLDER are needed")
     try:
-        CONFIG.value.recipe = recipe_name()
         train(CONFIG.value, WORKDIR.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,127 @@
+"""The menu and the switchboard agree, and every recipe at every size can be built."""
+
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, presets
+from cosdiff_jax import build, job, optimizer
+from cosdiff_jax.shapes import Batch
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPES = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if path.stem not in ("__init__", "base", "presets")
+)
+# Menu path -> table of constructors; "asset" and "none" are handled beside the tables.
+TABLES = {
+    "optimizer": build.OPTIMIZERS,
+    "language_model": build.MODELS["language_model"],
+    "vae": build.MODELS["vae"],
+    "clip": build.MODELS["clip"],
+    "backbone": build.MODELS["backbone"],
+    "backbone.fuse_dit.position": build.POSITIONS,
+    "backbone.fuse_dit.modulation": build.MODULATIONS,
+    "backbone.fuse_dit.attention": build.FUSIONS,
+    "objective": build.OBJECTIVES,
+    "objective.flow_matching.trajectory": build.TRAJECTORIES,
+    "objective.flow_matching.times": build.TIMES,
+    "objective.flow_matching.weighting": build.WEIGHTINGS,
+    "objective.flow_matching.diversity": build.DIVERSITIES,
+    "objective.flow_matching.diversity.cosine.schedule": build.SCHEDULES,
+    "objective.flow_matching.diversity.cosine.measure": build.MEASURES,
+    "objective.flow_matching.diversity.cosine.target": build.TARGETS,
+    "objective.flow_matching.prediction": build.PREDICTIONS,
+    "objective.flow_matching.prediction.rollout.guidance": build.GUIDANCES,
+    "sample.solver": build.SOLVERS,
+    "sample.guidance": build.GUIDANCES,
+}
+
+
+def at(config, path):
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_menu_equals_table(path):
+    entry = at(base.menu(), path)
+    beside = {key for key, value in entry.items() if hasattr(value, "items")} - {"asset", "ema"}
+    if path == "objective":
+        assert beside == set(TABLES[path])
+    else:
+        assert beside == set(TABLES[path]), path
+
+
+def choices(config, path=""):
+    """Every dictionary in the menu that has a name."""
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            inside = f"{path}.{key}".strip(".")
+            if "name" in value:
+                yield inside
+            yield from choices(value, inside)
+
+
+def test_every_choice_of_the_menu_is_held_to_a_table():
+    known = set(TABLES) | {"data", "tokenizer", "objective.flow_matching.feature"}
+    assert set(choices(base.menu())) == known
+
+
+@pytest.mark.parametrize("path", [p for p in TABLES if p not in ("objective", "backbone")])
+def test_every_alternative_can_be_made_with_its_menu_knobs(path):
+    entry = at(base.menu(), path).to_dict()
+    for name in TABLES[path]:
+        build.make(TABLES[path], {**entry, "name": name})
+
+
+def test_unknown_choice_lists_the_choices():
+    with pytest.raises(ValueError, match=r"'adam' is not one of adamw, muon"):
+        build.make(build.OPTIMIZERS, {"name": "adam"})
+
+
+@pytest.mark.parametrize("preset", ["", *presets.PRESETS])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_at_every_size_builds(recipe, preset):
+    config = importlib.import_module(f"configs.{recipe}").get_config(preset)
+    if not preset and config.backbone.name == "asset" and not _has(config.backbone):
+        pytest.skip("the asset is not embedded")
+    job.check(config)
+    objective, _ = build.objective(config)
+    p, k = config.data.prompts, config.data.samples
+    side = {"digits": 8, "folder": config.data.folder.size}.get(config.data.name, 64)
+    channels = 1 if config.data.name == "digits" else 3
+
+    def init():
+        tokens = jnp.zeros((p, config.data.context), jnp.int32)
+        images = jnp.zeros((p * k, side, side, channels))
+        if config.data.name == "captions":
+            images = None
+        batch = Batch(tokens=tokens, mask=tokens == 0, images=images)
+        params = objective.init(jax.random.key(0), batch)
+        rule = build.make(build.OPTIMIZERS, config.optimizer)
+        return params, optimizer.chain(rule, lambda step: 1e-3).init(params)
+
+    params, state = jax.eval_shape(init)
+    number = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    if preset == "fusion_2b" and recipe.startswith("fusion_base"):
+        assert 2.0e9 < number < 2.6e9
+    # Placement knows every parameter and every moment, and nothing large is left whole everywhere.
+    from cosdiff_jax import sharding
+
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), sharding.AXES)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((params, state)):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        placement = sharding.spec(name, leaf.shape, mesh)
+        if np.prod(leaf.shape) > 1e6:
+            assert any(axis is not None for axis in placement), name
+
+
+def _has(entry):
+    return (build.weights.EMBEDDED / entry.asset.path / "config.json").exists()

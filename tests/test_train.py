@@ -1,0 +1,186 @@
+"""The loop from the command line: to the end, killed and resumed, stopped, damaged, misused."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from cosdiff_jax import checkpoint
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 6
+
+
+def start(workdir, *options, recipe="configs/fusion_div.py:tiny", data=None):
+    folder = data or workdir.parent / "data"
+    command = [
+        *(sys.executable, "-m", "cosdiff_jax.train", f"--config={recipe}", f"--workdir={workdir}"),
+        f"--config.steps={STEPS}",
+        f"--config.data.scenes.folder={folder}",
+        *START,
+        *options,
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+# The recipe fine-tunes an asset; at this size it starts from scratch and so has no anchor.
+START = ("--config.objective.flow_matching.anchor=0.0",)
+
+
+def finish(process, code=0):
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == code, err[-3000:]
+    return err
+
+
+def metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second")
+    return lines
+
+
+def stored(workdir, step=STEPS):
+    """Every array of a checkpoint by path: parameters, moments, averaged weights, step."""
+    tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def wait_for_step(process, workdir, step):
+    end = time.monotonic() + 400
+    while time.monotonic() < end and process.poll() is None:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and f'"step": {step}' in path.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} never came: {process.communicate()[1][-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(workdir))
+    return workdir
+
+
+def test_leaves_everything_behind(whole):
+    lines = metrics(whole)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    terms = {"loss", "flow", "diversity", "alignment", "lambda", "mean_cosine", "gradient_norm"}
+    assert terms <= lines[-1].keys()
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert [line["lambda"] for line in lines][:2] == [0.0, pytest.approx(0.025)]
+    assert list(whole.glob("events/*tfevents*"))
+    assert {p.name for p in whole.glob("samples/*.png")} == {
+        f"step_{n:07d}.png" for n in (0, 2, 4, STEPS)
+    }
+    page = (whole / "report.html").read_text()
+    assert "Meaningful diversity" in page and "data:image/png;base64" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert {"model.safetensors", "config.json", "recipe.json", "MODEL_CARD.md"} <= {
+        p.name for p in (whole / "model").iterdir()
+    }
+
+
+def assert_same(one, other):
+    assert metrics(one) == metrics(other)
+    first, second = stored(one), stored(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].tobytes() == second[name].tobytes(), name
+
+
+def test_kill_and_resume_is_bit_identical(whole):
+    workdir = whole.parent / "killed"
+    process = start(workdir)
+    wait_for_step(process, workdir, 3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert checkpoint.Checkpoints(workdir).steps()[0] < STEPS
+    assert "resumed" in finish(start(workdir))
+    assert_same(whole, workdir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_exits_0(whole, number):
+    workdir = whole.parent / f"stopped{number}"
+    process = start(workdir)
+    wait_for_step(process, workdir, 1)
+    process.send_signal(number)
+    assert "stopped and saved" in finish(process)
+    saved = checkpoint.Checkpoints(workdir).steps()[0]
+    assert 1 <= saved < STEPS and metrics(workdir)[-1]["step"] == saved
+    finish(start(workdir))
+    assert_same(whole, workdir)
+
+
+def test_damaged_checkpoint_is_passed_over(whole):
+    newest, older = checkpoint.Checkpoints(whole).steps()[:2]
+    largest = max(
+        (p for p in (whole / "checkpoints" / str(newest)).rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest.write_bytes(data)
+    said = finish(start(whole))
+    assert f"checkpoint {newest} is damaged" in said and f"step {older} instead" in said
+    assert metrics(whole)[-1]["step"] == STEPS
+    assert checkpoint.Checkpoints(whole).steps()[0] == STEPS
+
+
+def test_another_recipe_is_refused(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    said = finish(start(whole, "--config.optimizer.rate=0.5"), code=1)
+    assert "optimizer.rate = 0.0001, not 0.5" in said and "Traceback" not in said
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--config.stepz=3", ["stepz", "steps"]),
+        ("--config.data.samples=1", ["data.samples = 1", "at least 2"]),
+        ("--config.mesh.data=3", ["mesh", "device"]),
+        ("--config.data.name=pictures", ["pictures", "scenes"]),
+        ("--config=configs/nothing.py", ["nothing.py"]),
+        ("--config=configs/fusion_div.py:huge", ["huge", "tiny"]),
+        ("--config.data.context=3", ["tokens", "context of 3"]),
+    ],
+)
+def test_wrong_use_is_one_line(tmp_path, option, words):
+    said = finish(start(tmp_path / "run", option), code=1)
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "Traceback" not in said
+    for word in words:
+        assert word in last
+    assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+def test_missing_folder_is_one_line(tmp_path):
+    said = finish(
+        start(
+            tmp_path / "run", "--config.data.name=folder", f"--config.data.folder.path={tmp_path}/x"
+        ),
+        code=1,
+    )
+    assert said.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in said
