@@ -31,5 +31,15 @@ lint: env
 	$(PY) -m pyright
 	.venv/bin/lint-imports
 
+# Trains the embedded models anew, in the order they need one another, and puts them in place.
+assets: env
+	for name in scenes_llm scenes_vae scenes_clip fusion_base; do \
+	  $(PY) -m cosdiff_jax.train --config=configs/$$name.py --workdir=runs/$$name || exit 1; \
+	  mkdir -p cosdiff_jax/assets/$$name && cp runs/$$name/model/* cosdiff_jax/assets/$$name/; \
+	done
+
+bench: env
+	$(PY) benchmarks/fuse_dit_step.py
+
 clean:
 	rm -rf .venv runs datasets
