@@ -25,7 +25,7 @@ th,td { text-align:left; padding:12px 14px 12px 0; border-bottom:1px solid var(-
   vertical-align:top }
 thead th { font-size:.84rem; font-weight:500; color:var(--soft); padding-top:0 }
 tbody th { font-weight:600 }
-.n { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap; padding-right:22px }
+.n { width:128px; text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap; padding-right:22px }
 td.n { font-size:1.08rem }
 td.after { font-weight:700 }
 .wish { color:var(--ink); opacity:.8 }
@@ -85,7 +85,7 @@ pre { font-size:.8rem; line-height:1.45; overflow:auto; background:var(--card); 
     border-bottom:1px solid var(--rule) }
   th,td { border:0; padding:0 }
   tbody th,.strip { grid-column:1/-1 }
-  .n { text-align:left; padding:6px 0 }
+  .n { width:auto; text-align:left; padding:6px 0 }
   td.n::before { content:attr(data-of); display:block; font-size:.76rem; font-weight:400;
     color:var(--soft); white-space:normal; line-height:1.2 }
   .strip { width:auto }
