@@ -145,11 +145,12 @@ def accumulated(value_and_grad: Callable, parts: int) -> Callable:
     if parts == 1:
         return value_and_grad
 
-    def split(batch: Batch) -> Batch:
+    def split(batch: Batch) -> list[Array]:
         prompts = batch.tokens.shape[0]
         if prompts % parts:
             raise ValueError(
-                f"data.prompts = {prompts} does not divide into optimizer.accumulate = {parts} parts"
+                f"data.prompts = {prompts} does not divide into "
+                f"optimizer.accumulate = {parts} parts"
             )
 
         def one(x: Array) -> Array:
@@ -157,20 +158,21 @@ def accumulated(value_and_grad: Callable, parts: int) -> Callable:
             x = x.reshape(prompts // parts, parts, rows, *x.shape[1:]).swapaxes(0, 1)
             return x.reshape(parts, -1, *x.shape[3:])
 
-        return jax.tree.map(one, batch)
+        return [one(leaf) for leaf in jax.tree.leaves(batch)]
 
     def over_parts(params, frozen, batch, key, step):
-        def body(total, part):
-            number, rows = part
-            out = value_and_grad(params, frozen, rows, jax.random.fold_in(key, number), step)
-            return jax.tree.map(jnp.add, total, out), None
+        form = jax.tree.structure(batch)
+
+        def part(number, leaves):
+            rows = jax.tree.unflatten(form, leaves)
+            return value_and_grad(params, frozen, rows, jax.random.fold_in(key, number), step)
+
+        def body(total, piece):
+            return jax.tree.map(jnp.add, total, part(*piece)), None
 
         pieces = (jnp.arange(parts), split(batch))
-        first = jax.tree.map(lambda x: x[0], pieces)
-        zero = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(value_and_grad, params, frozen, first[1], key, step),
-        )
+        like = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], pieces))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         total, _ = jax.lax.scan(body, zero, pieces)
         return jax.tree.map(lambda x: x / parts, total)
 

@@ -92,7 +92,7 @@ def test_accumulation_equals_the_whole_batch():
     whole = grad(params, {}, batch, key, 0)
     parts = optimizer.accumulated(grad, 3)(params, {}, batch, key, 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, parts)
-    with pytest.raises(ValueError, match="data.prompts = 6"):
+    with pytest.raises(ValueError, match=r"data\.prompts = 6"):
         optimizer.accumulated(grad, 4)(params, {}, batch, key, 0)
 
 
