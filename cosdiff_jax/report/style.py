@@ -25,7 +25,8 @@ th,td { text-align:left; padding:12px 14px 12px 0; border-bottom:1px solid var(-
   vertical-align:top }
 thead th { font-size:.84rem; font-weight:500; color:var(--soft); padding-top:0 }
 tbody th { font-weight:600 }
-.n { width:128px; text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap; padding-right:22px }
+.n { width:128px; text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap;
+  padding-right:22px }
 td.n { font-size:1.08rem }
 td.after { font-weight:700 }
 .wish { color:var(--ink); opacity:.8 }
