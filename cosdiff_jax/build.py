@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from cosdiff_jax import weights
 from cosdiff_jax.data import groups
@@ -46,7 +44,7 @@ from cosdiff_jax.shapes import Frozen, Params
 
 _log = logging.getLogger(__name__)
 
-Entry = Mapping[str, Any] | ConfigDict
+Entry = Any
 """A choice of the menu: ``{"name": n, n: {knobs}, ...}``."""
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
@@ -153,7 +151,7 @@ def resolve(entry: Entry) -> Entry:
     return weights.entry(entry["asset"]["path"]) if entry["name"] == "asset" else entry
 
 
-def model(role: str, entry: Entry) -> nn.Module | None:
+def model(role: str, entry: Entry) -> Any:
     """The module of one role.
 
     Raises:
@@ -189,14 +187,14 @@ def source(data: Any, split: str) -> groups.Source:
 
 
 def _scenes(
-    *, split: str, samples: int, folder: str, train: int, test: int, stored: int, languages
+    *, split: Any, samples: int, folder: str, train: int, test: int, stored: int, languages
 ) -> ScenesGroups:
     builder.prepare(folder, train=train, test=test, samples=stored)
     return ScenesGroups(folder, split, samples=samples, languages=languages)
 
 
 def _scenes_pairs(
-    *, split: str, samples: int, folder: str, train: int, test: int, stored: int, languages
+    *, split: Any, samples: int, folder: str, train: int, test: int, stored: int, languages
 ) -> ScenesPairs:
     builder.prepare(folder, train=train, test=test, samples=stored)
     return ScenesPairs(folder, split, languages=languages)

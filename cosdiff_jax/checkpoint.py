@@ -152,9 +152,10 @@ class Checkpoints:
                     return ocp.PLACEHOLDER
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
+            stored: Any = reader.metadata(place).item_metadata
             like = {
                 name: jax.tree.map(lambda leaf, name=name: wanted(leaf, name), tree)
-                for name, tree in reader.metadata(place).item_metadata.tree.items()
+                for name, tree in stored.tree.items()
             }
             arguments = ocp.checkpoint_utils.construct_restore_args(like)
             restored = reader.restore(
@@ -208,7 +209,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _digest(folder: epath.Path) -> dict[str, list[int]]:
-    """Size and CRC-32 by relative path. A bucket checks its own bytes: there only sizes are read."""
+    """Size and CRC-32 by relative path; on a bucket, which checks its bytes itself, sizes only."""
     remote = "://" in str(folder)
     found = {}
     for path in _files(folder):

@@ -80,8 +80,7 @@ def pictures(
     if metric == "scenes":
         items = held_out(prompts, num, seed)
     else:
-        digits = DigitGroups(split="test", samples=num, number=prompts, seed=seed)
-        items = [digits[index] for index in range(prompts)]
+        items = DigitGroups(split="test", samples=num, number=prompts, seed=seed)
     judge = job.drawn(config, items, model.tokenizer, frozen)
     look = judge(model.params, model.frozen, measure=True)
     if sheet is not None and look.images is not None:
@@ -130,8 +129,8 @@ def llm(source: str, *, prompts: int, seed: int) -> Table:
     return {name: float(value) for name, value in logs.items()}
 
 
-def held_out(number: int, samples: int, seed: int, described: bool = False) -> list[dict[str, Any]]:
-    """Held-out Scenes prompts, distinct in meaning, each with true pictures of it.
+def held_out(number: int, samples: int, seed: int, described: bool = False) -> Any:
+    """Held-out Scenes prompts, distinct in meaning: a list of groups with "spec" beside the rest.
 
     Args:
       number: how many prompts.

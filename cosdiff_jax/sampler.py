@@ -127,12 +127,12 @@ class Sampler:
             numbers: jax.Array,
         ) -> jax.Array:
             def backbone(z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
-                v = self.backbone.apply({"params": params}, z, t, text)
+                v: Any = self.backbone.apply({"params": params}, z, t, text)
                 return v.astype(jnp.float32)
 
             noise = self.noise(key, seeds, numbers)
             groups = noise.shape[:2]
-            z = constrain(noise.reshape(-1, *self.shape))
+            z: Any = constrain(noise.reshape(-1, *self.shape))
             z = self.solver(self.guidance(backbone, text, empty), z, self.steps)
             if self.vae is not None:
                 z = self.vae.apply({"params": frozen["vae"]}, z, method="to_images")

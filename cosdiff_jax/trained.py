@@ -113,8 +113,8 @@ def _from_run(workdir: Path, roles: tuple[str, ...]) -> Trained:
     return _ready(f"{workdir} (step {step})", config, params, roles)
 
 
-def _config(stored: dict[str, Any], source: str) -> ConfigDict:
-    config = ConfigDict(stored)
+def _config(stored: dict[str, Any], source: str) -> Any:
+    config: Any = ConfigDict(stored)
     if config.objective.name != "flow_matching":
         raise ValueError(
             f"{source} was trained by {config.objective.name}: a model that draws no pictures"
@@ -122,7 +122,7 @@ def _config(stored: dict[str, Any], source: str) -> ConfigDict:
     return config
 
 
-def _ready(name: str, config: ConfigDict, params: Params, roles: tuple[str, ...]) -> Trained:
+def _ready(name: str, config: Any, params: Params, roles: tuple[str, ...]) -> Trained:
     frozen = build.frozen(config, roles)
     return Trained(
         name=name,

@@ -6,7 +6,7 @@ the two answers become one velocity.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -78,7 +78,7 @@ def stack_empty(text: TextStream, empty: TextStream) -> TextStream:
     """P captions followed by the one-row empty caption P times: 2 P rows."""
     prompts = text.mask.shape[0]
 
-    def stack(a: Array | None, b: Array | None, axis: int) -> Array | None:
+    def stack(a: Any, b: Any, axis: int) -> Any:
         if a is None or b is None:
             return None
         return jnp.concatenate([a, jnp.repeat(b, prompts, axis=axis)], axis=axis)

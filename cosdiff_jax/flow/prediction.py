@@ -18,16 +18,20 @@ from cosdiff_jax.flow.trajectory import Trajectory
 
 @runtime_checkable
 class Prediction(Protocol):
-    """A way to x0_hat.
+    """A way to x0_hat."""
 
-    Attributes:
-      shared_time: the K samples of a prompt must be noised to one and the same t.
-      drops: the estimate comes from the training pass, in which some captions are dropped, so
-        the rows of those prompts say nothing about the caption.
-    """
+    @property
+    def shared_time(self) -> bool:
+        """Whether the K samples of a prompt must be noised to one and the same t."""
+        ...
 
-    shared_time: bool
-    drops: bool
+    @property
+    def drops(self) -> bool:
+        """Whether the estimate is the training pass's own, in which some captions are dropped.
+
+        The rows of those prompts then say nothing about the caption.
+        """
+        ...
 
     def __call__(
         self,
@@ -65,7 +69,7 @@ class OneStep:
 
     window: tuple[float, float] = (0.0, 1.0)
     shared_time: bool = True
-    drops: bool = True
+    drops: bool = field(default=True, init=False)
 
     def __post_init__(self):
         lo, hi = self.window
@@ -104,8 +108,8 @@ class Rollout:
     gradient_steps: int = 2
     guidance: Guidance = field(default_factory=ClassifierFree)
     solver: Solver = field(default_factory=Euler)
-    shared_time: bool = False
-    drops: bool = False
+    shared_time: bool = field(default=False, init=False)
+    drops: bool = field(default=False, init=False)
 
     def __post_init__(self):
         if not 1 <= self.gradient_steps <= self.steps:

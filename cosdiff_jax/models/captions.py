@@ -3,6 +3,8 @@
 The empty caption is bos alone. It is read as a single row, which serves every prompt.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ def read(
     reads = backbone.attention
 
     def stream(tokens: jax.Array, mask: jax.Array) -> TextStream:
-        text = language_model.apply(
+        text: Any = language_model.apply(
             {"params": params}, tokens, mask, rotate=reads.rotate, layers=reads.layers
         )
         return jax.lax.stop_gradient(text)

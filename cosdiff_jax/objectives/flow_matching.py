@@ -12,6 +12,7 @@ or by a rollout from noise. Pairs are formed within a prompt, never across promp
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,7 @@ from cosdiff_jax.flow.weighting import Constant, Weighting
 from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.models import text_stream
 from cosdiff_jax.models.clip import CLIP
+from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Params, TextStream
 
 
@@ -62,7 +64,7 @@ class FlowMatching:
 
     backbone: nn.Module
     language_model: nn.Module
-    vae: nn.Module | None = None
+    vae: AutoencoderKL | None = None
     trajectory: Trajectory = dataclasses.field(default_factory=RectifiedFlow)
     times: Times = dataclasses.field(default_factory=LogitNormal)
     weighting: Weighting = dataclasses.field(default_factory=Constant)
@@ -99,20 +101,16 @@ class FlowMatching:
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Fresh parameters of the backbone for batches of this shape."""
 
-        def first_pass(key: jax.Array, batch: Batch) -> Params:
-            # Only shapes reach the backbone's parameters, so the frozen networks may be random.
-            llm = self.language_model.init(key, batch.tokens, batch.mask)
-            text, _ = captions_lib.read(
-                self.language_model, llm["params"], self.backbone, batch.tokens, batch.mask
-            )
-            if self.vae is not None and batch.latents is None:
-                vae = self.vae.init(key, batch.images)
-                x0 = self.vae.apply(vae, batch.images, method="to_latents")
-            else:
-                x0 = batch.images if batch.latents is None else batch.latents
-            return self.backbone.init(key, x0, jnp.zeros(x0.shape[0]), text)["params"]
-
-        return first_pass(key, batch)
+        # Only shapes reach the backbone's parameters, so the frozen networks may be random.
+        llm = self.language_model.init(key, batch.tokens, batch.mask)
+        text, _ = captions_lib.read(
+            self.language_model, llm["params"], self.backbone, batch.tokens, batch.mask
+        )
+        x0: Any = batch.images if batch.latents is None else batch.latents
+        if self.vae is not None and batch.latents is None:
+            vae = self.vae.init(key, batch.images)
+            x0 = self.vae.apply(vae, batch.images, method="to_latents")
+        return self.backbone.init(key, x0, jnp.zeros(x0.shape[0]), text)["params"]
 
     def __call__(
         self, params: Params, frozen: Frozen, batch: Batch, key: jax.Array, step: jax.Array
@@ -228,12 +226,13 @@ class FlowMatching:
             raise ValueError("a flow needs pictures: the batch has neither images nor latents")
         if self.vae is None:
             return batch.images
-        latents = self.vae.apply({"params": frozen["vae"]}, batch.images, method="to_latents")
+        latents: Any = self.vae.apply({"params": frozen["vae"]}, batch.images, method="to_latents")
         return jax.lax.stop_gradient(latents)
 
     def _velocity(self, params: Params, z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
         # Losses are float32 whatever the backbone computes in.
-        return self.backbone.apply({"params": params}, z, t, text).astype(jnp.float32)
+        v: Any = self.backbone.apply({"params": params}, z, t, text)
+        return v.astype(jnp.float32)
 
 
 def _row_mean(x: Float[Array, "B *x"]) -> Float[Array, " B"]:
