@@ -329,7 +329,7 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 
 def _object(pixels: np.ndarray, ground: np.ndarray, part: np.ndarray, others: np.ndarray) -> Object:
-    core = np.asarray(ndimage.binary_erosion(part))
+    core = np.asarray(ndimage.binary_erosion(part)).astype(bool)
     inner = pixels[core if core.sum() >= 8 else part]
     colour = np.asarray(np.median(inner, axis=0))
     name = _NAMES[int(np.linalg.norm(_PALETTE - colour[None], axis=-1).argmin())]

@@ -88,11 +88,10 @@ class ScenesGroups:
 
         # TFDS recommends another picture decoder once per process; PIL is what we have.
         logging.getLogger("absl").addFilter(lambda line: "OpenCV" not in line.getMessage())
-        builder = tfds.builder_from_directory(self.folder)
+        builder: Any = tfds.builder_from_directory(self.folder)
         if self.split not in builder.info.splits:
             raise ValueError(f"split {self.split!r} is none of {', '.join(builder.info.splits)}")
-        metadata: Any = builder.info.metadata
-        return builder.as_data_source(split=self.split), int(metadata["samples"])
+        return builder.as_data_source(self.split), int(builder.info.metadata["samples"])
 
 
 def _find(folder: str | Path) -> Path:
