@@ -63,7 +63,12 @@ def data() -> dict:
         ),
         captions=dict(number=60_000, digits=True),  # text alone, for the language model
         digits=dict(number=2000, languages=("en", "zh", "ko")),  # number: groups per epoch
-        folder=dict(path="", size=64),  # your pictures; size: side in pixels after the crop
+        folder=dict(
+            path="",  # your pictures
+            size=64,  # side in pixels after the crop
+            test=0.0,  # share of the captions held out; at 0 the held-out ones are the same
+            seed=0,  # of the draw
+        ),
     )
 
 

@@ -7,13 +7,13 @@ names the field to change.
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 import optax
+from etils import epath
 
 from cosdiff_jax import build, latents, optimizer, weights
 from cosdiff_jax.data import groups
@@ -222,7 +222,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def export(
-    config: Any, job: Job, params: Params, folder: Path, *, seconds: float, table: dict[str, float]
+    config: Any,
+    job: Job,
+    params: Params,
+    folder: epath.Path,
+    *,
+    seconds: float,
+    table: dict[str, float],
 ) -> None:
     """Leave the weights of a finished run where ``name=asset`` and ``generate`` find them.
 
@@ -241,7 +247,7 @@ def export(
         stream = job.stream(0, 1)
         knobs |= calibrate(params, [next(stream)["images"] for _ in range(16)])
     weights.save(folder, {"name": entry["name"], entry["name"]: knobs}, params, dtype=config.export)
-    job.tokenizer.fast.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(job.tokenizer.fast.backend_tokenizer.to_str())
     (folder / "recipe.json").write_text(config.to_json_best_effort(indent=1) + "\n")
     data = {key: value for key, value in config.data[config.data.name].items() if key != "path"}
     card.write(

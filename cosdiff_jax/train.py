@@ -12,20 +12,19 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from cosdiff_jax import checkpoint, optimizer, sharding
 from cosdiff_jax import job as job_lib
-from cosdiff_jax.report import curves, grid, page
+from cosdiff_jax.report import curves, grid, page, record
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.shapes import TrainState
 
@@ -102,11 +101,11 @@ def train(config, workdir: str) -> TrainState:
             checkpoints.save(state, place, json.loads(config.to_json_best_effort()))
 
         step = int(state.step)
-        record = Record(workdir, step)
+        log = record.Record(workdir, step, write=jax.process_index() == 0)
         if not step:
             look(job, frozen, state, workdir)
         rows = example.tokens.shape[0] * config.data.samples
-        meter = Meter(rows)
+        meter = record.Meter(rows)
         bar = tqdm(
             total=config.steps,
             initial=step,
@@ -127,7 +126,7 @@ def train(config, workdir: str) -> TrainState:
                         "stands: lower optimizer.rate or look at the data"
                     )
                 values["images_per_second"] = meter.rate(step)
-                record.write(step, values)
+                log.write(step, values)
                 bar.set_postfix_str(brief(values))
             bar.update()
             if step % config.checkpoint.every == 0 and step < config.steps:
@@ -136,14 +135,14 @@ def train(config, workdir: str) -> TrainState:
                 look(job, frozen, state, workdir, measure=False)
         bar.close()
         save()
-        record.close()
+        log.close()
         checkpoints.close()
         if step < config.steps:
             _log.info("stopped and saved at step %d; the same command goes on", step)
             return state
         table = look(job, frozen, state, workdir)
         seconds = time.monotonic() - began
-        model = Path(workdir) / "model"
+        model = epath.Path(workdir) / "model"
         job_lib.export(config, job, state.ema, model, seconds=seconds, table=table)
         report(job, config, workdir, seconds)
     return state
@@ -154,21 +153,28 @@ def look(job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure=T
     seen = job.judge(state.ema, frozen, measure=measure)
     if jax.process_index():
         return seen.table
-    stem = Path(workdir) / "samples" / f"step_{int(state.step):07d}"
+    stem = epath.Path(workdir) / "samples" / f"step_{int(state.step):07d}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     if seen.images is not None:
         grid.write_png(stem.with_suffix(".png"), seen.images, job.judge.captions)
-        np.save(stem.with_suffix(".npy"), seen.images)
+        with stem.with_suffix(".npy").open("wb") as file:
+            np.save(file, seen.images)
     if measure:
         stem.with_suffix(".json").write_text(json.dumps(seen.table, indent=1) + "\n")
     return seen.table
+
+
+def load_pictures(stem: epath.Path) -> np.ndarray:
+    """The pictures that ``look`` kept."""
+    with stem.with_suffix(".npy").open("rb") as file:
+        return np.load(file)
 
 
 def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
     """report.html: the first and the last look beside the true distribution, curves, facts."""
     if jax.process_index():
         return
-    first, last = (Path(workdir) / "samples" / f"step_{n:07d}" for n in (0, config.steps))
+    first, last = (epath.Path(workdir) / "samples" / f"step_{n:07d}" for n in (0, config.steps))
     tables = [json.loads(stem.with_suffix(".json").read_text()) for stem in (first, last)]
     facts = {
         "wall time": facts_lib.duration(seconds),
@@ -180,16 +186,16 @@ def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
     nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
     before = after = nothing
     if job.judge.real is not None:
-        before, after = (np.load(stem.with_suffix(".npy")) for stem in (first, last))
+        before, after = (load_pictures(stem) for stem in (first, last))
     page.write(
-        Path(workdir) / "report.html",
+        epath.Path(workdir) / "report.html",
         title=f"{config.objective.name.replace('_', ' ').capitalize()} on {config.data.name}",
         captions=job.judge.captions,
         before=before,
         after=after,
         true=job.judge.real,
         rows=page.table(*tables, job.judge.truth),
-        curves=curves.read(Path(workdir) / "metrics.jsonl"),
+        curves=curves.read(epath.Path(workdir) / "metrics.jsonl"),
         facts=facts,
         config=json.loads(config.to_json_best_effort()),
     )
@@ -208,56 +214,6 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
         print("\nstopping after this step (Ctrl-C again leaves at once)", file=sys.stderr)
-
-
-class Meter:
-    """Images per second since the last reading; the first step compiles and is not counted."""
-
-    def __init__(self, rows: int):
-        self._rows, self._step, self._time = rows, None, 0.0
-
-    def rate(self, step: int) -> float:
-        """Images per second up to ``step``."""
-        now = time.monotonic()
-        since, self._step = self._step, step
-        elapsed, self._time = now - self._time, now
-        return 0.0 if since is None else self._rows * (step - since) / elapsed
-
-
-class Record:
-    """metrics.jsonl and TensorBoard events; on host 0 only.
-
-    Args:
-      workdir: the run's folder.
-      step: the step the run goes on from; what a killed run wrote after it is taken out.
-    """
-
-    def __init__(self, workdir: str, step: int):
-        self._host = jax.process_index() == 0
-        if not self._host:
-            return
-        self._path = Path(workdir) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            # A line cut short by kill -9 is dropped with them.
-            whole = [line for line in self._path.read_text().split("\n") if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            self._path.write_text("".join(line + "\n" for line in kept))
-        self._events = SummaryWriter(str(Path(workdir) / "events"), purge_step=step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Write down one step's scalars."""
-        if not self._host:
-            return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-        if self._host:
-            self._events.close()
 
 
 def brief(values: dict[str, float]) -> str:

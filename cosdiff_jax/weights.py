@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
 
 from cosdiff_jax.shapes import Params
 
@@ -69,12 +71,12 @@ def save(path: str | Path, entry: dict[str, Any], params: Params, *, dtype: str)
       params: nested dictionary of arrays.
       dtype: what floating-point weights are stored as, "float32" or "float16".
     """
-    path = Path(path)
+    path = epath.Path(path)
     path.mkdir(parents=True, exist_ok=True)
     flat = {}
     for keys, value in jax.tree_util.tree_leaves_with_path(params):
         value = np.asarray(value)
         name = "/".join(str(getattr(key, "key", key)) for key in keys)
         flat[name] = value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
-    save_file(flat, path / "model.safetensors")
+    (path / "model.safetensors").write_bytes(to_bytes(flat))
     (path / "config.json").write_text(json.dumps(entry, indent=1) + "\n")

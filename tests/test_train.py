@@ -25,7 +25,6 @@ def start(workdir, *options, recipe="configs/fusion_div.py:tiny", data=None):
         *(sys.executable, "-m", "cosdiff_jax.train", f"--config={recipe}", f"--workdir={workdir}"),
         f"--config.steps={STEPS}",
         f"--config.data.scenes.folder={folder}",
-        *START,
         *options,
     ]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -38,10 +37,6 @@ def start(workdir, *options, recipe="configs/fusion_div.py:tiny", data=None):
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-# The recipe fine-tunes an asset; at this size it starts from scratch and so has no anchor.
-START = ("--config.objective.flow_matching.anchor=0.0",)
 
 
 def finish(process, code=0):

@@ -92,7 +92,8 @@ def batches(
     dataset = grain.MapDataset.source(source)[shard::shards]
     if len(dataset) < local:
         raise ValueError(
-            f"the data has {len(source)} prompt groups, fewer than one batch (data.prompts = {prompts})"
+            f"the data has {len(source)} prompt groups, fewer than one batch of "
+            f"data.prompts = {prompts}"
         )
     dataset = dataset.seed(seed)
     if shuffle:

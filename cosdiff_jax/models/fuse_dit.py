@@ -134,6 +134,27 @@ class _DeepCross(nn.Module):
         return x + jnp.where(read, mixed, 0)
 
 
+def pair(
+    text_layers: tuple[int | None, ...] | None, initial_layers: int, depth: int, number: int
+) -> tuple[int | None, ...]:
+    """The text layer, of ``number``, that each of ``depth`` layers reads; None for no text.
+
+    Raises:
+      ValueError: the choice does not fit.
+    """
+    if text_layers is None:
+        text_layers = tuple(
+            i if i < number else None for i in range(initial_layers, initial_layers + depth)
+        )
+    fits = all(i is None or 0 <= i < number for i in text_layers)
+    if len(text_layers) != depth or not fits:
+        raise ValueError(
+            f"text_layers {text_layers} does not pair {depth} layers of the transformer with the "
+            f"{number} of the language model"
+        )
+    return tuple(text_layers)
+
+
 class _Layerwise(nn.Module):
     """Pair the layers of the text stream with those of the transformer."""
 
@@ -150,15 +171,7 @@ class _Layerwise(nn.Module):
                 f"deep fusion needs the language model's key heads and head size ({g} of {e}), "
                 f"the transformer has {self.shape.kv_heads} of {self.shape.head_size}"
             )
-        pairs = self.text_layers
-        if pairs is None:
-            pairs = [self.initial_layers + i for i in range(self.depth)]
-            pairs = [i if i < number else None for i in pairs]
-        if len(pairs) != self.depth or any(i is not None and not 0 <= i < number for i in pairs):
-            raise ValueError(
-                f"text_layers {tuple(pairs)} does not pair {self.depth} layers of the transformer "
-                f"with the {number} of the language model"
-            )
+        pairs = pair(self.text_layers, self.initial_layers, self.depth, number)
         read = jnp.array([i is not None for i in pairs])
         if list(pairs) == list(range(number)):
             return (text.keys, text.values, read), text.mask

@@ -1,13 +1,14 @@
 """The model card that goes with a run's weights: where they come from and what they can do."""
 
 from collections.abc import Mapping
-from pathlib import Path
+
+from etils import epath
 
 from cosdiff_jax.report import facts
 
 
 def write(
-    folder: str | Path,
+    folder: epath.PathLike,
     *,
     name: str,
     what: str,
@@ -36,7 +37,7 @@ def write(
     machine = ", ".join(facts.machine().values())
     versions = ", ".join(f"{key} {value}" for key, value in facts.versions().items())
     numbers = "".join(f"| {key} | {value:.4g} |\n" for key, value in measures.items())
-    (Path(folder) / "MODEL_CARD.md").write_text(
+    (epath.Path(folder) / "MODEL_CARD.md").write_text(
         f"# {name}\n\n{what}\n\n"
         f"- Parameters: {parameters:,}\n"
         f"- Data: {data}\n"

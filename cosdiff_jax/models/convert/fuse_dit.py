@@ -298,15 +298,85 @@ def load(folder: str | Path) -> Published:
     unread = ["dit.patch_embed.pos_embed"]
     if backbone.pooled is None:
         unread += [name for name in tensors if name.startswith("dit.condition_embedder.")]
-    entries = {
-        "backbone": table(backbone, llm.width),
-        "language_model": gemma.table(llm, "llm."),
-    }
     params = {}
-    for key, prefix in (("backbone", "dit."), ("language_model", "llm.")):
-        part = {n: x for n, x in tensors.items() if n.startswith(prefix)}
-        params[key] = layout.read(entries[key], part, unread)
+    tables = {
+        "backbone": ("dit.", table(backbone, llm.width)),
+        "language_model": ("llm.", gemma.table(llm, "llm.")),
+    }
+    for role, (prefix, entries) in tables.items():
+        part = {name: x for name, x in tensors.items() if name.startswith(prefix)}
+        params[role] = layout.read(entries, part, unread)
     strange = sorted(n for n in tensors if not n.startswith(("dit.", "llm.")))
     if strange:
         raise ValueError(f"tensors unknown: {'; '.join(strange[:3])}")
     return Published(backbone, llm, params)
+
+
+def export(
+    modules: Mapping[str, Any], params: Mapping[str, Params]
+) -> tuple[dict[str, Any], layout.Arrays]:
+    """Configuration and tensors in the published layout.
+
+    Args:
+      modules: "backbone" and "language_model".
+      params: theirs.
+
+    Raises:
+      ValueError: the published layout has no word for one of the choices.
+    """
+    backbone, llm = modules["backbone"], modules["language_model"]
+    config = configuration(backbone, llm)
+    if _essence(*modules(config)) != _essence(backbone, llm):
+        raise ValueError("the published fuse-dit layout cannot describe this pair of models")
+    tensors = layout.write(table(backbone, llm.width), params["backbone"])
+    return config, tensors | layout.write(gemma.table(llm, "llm."), params["language_model"])
+
+
+def _essence(backbone: FuseDiT, llm: Gemma) -> tuple[FuseDiT, Gemma]:
+    """The pair with every choice spelled out, and without those that change no result."""
+    how: dict[str, Any] = {"remat": False, "unroll": 1, "dtype": jnp.float32}
+    fusion = backbone.attention
+    if isinstance(fusion, (fuse_dit.SelfAttention, fuse_dit.CrossAttention)):
+        layers = fuse_dit.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
+        fusion = type(fusion)(text_layers=layers)
+    scale = llm.attention_scale or llm.head_size**-0.5
+    return (
+        backbone.clone(attention=fusion, feature_layer=None, **how),
+        llm.clone(final_cap=None, attention_scale=scale, **how),
+    )
+
+
+def configuration(backbone: FuseDiT, llm: Gemma) -> dict[str, Any]:
+    """What ``modules`` would read to build this pair."""
+    fusion = backbone.attention
+    shallow = isinstance(fusion, (dit.ShallowSelf, dit.ShallowCross))
+    cross = isinstance(fusion, (fuse_dit.CrossAttention, dit.ShallowCross))
+    conditioning = next(k for k, v in CONDITIONINGS.items() if v == backbone.modulation)
+    encoding = next(k for k, v in ENCODINGS.items() if v is type(backbone.position))
+    config: dict[str, Any] = {
+        "model_type": "DiT" if shallow else "FuseDiT",
+        "attention": "cross" if cross else "self",
+        "base_config": gemma.configuration(llm),
+        "dit_hidden_size": backbone.width,
+        "dit_num_hidden_layers": backbone.depth,
+        "in_channels": backbone.channels,
+        "out_channels": backbone.channels,
+        "patch_size": backbone.patch,
+        "pos_embed": encoding,
+        "qk_norm": backbone.qk_norm,
+        "sandwich_norm": backbone.sandwich_norm,
+        "text_hidden_size": llm.width,
+        "text_modulation_embeds_dim": backbone.pooled,
+        "timestep_conditioning": conditioning,
+    }
+    if isinstance(backbone.position, position.Ape):
+        config["pos_embed_max_size"] = backbone.position.max_size
+        config["sample_size"] = backbone.position.base_size * backbone.patch
+    if shallow:
+        config["text_hidden_states_index"] = fusion.layer
+    else:
+        pairs = fuse_dit.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
+        read = [i for i in pairs if i is not None]
+        config["initial_layers"] = read[0] - pairs.index(read[0]) if read else 0
+        config["shared_attention_layers"] = read
+    return config

@@ -1,8 +1,11 @@
 """Gemma and Gemma 2 in the layout of Hugging Face transformers <-> ``models.gemma.Gemma``."""
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from cosdiff_jax.models.convert import layout
 from cosdiff_jax.models.convert.layout import (
     Entry,
     field,
@@ -13,6 +16,7 @@ from cosdiff_jax.models.convert.layout import (
     vector,
 )
 from cosdiff_jax.models.gemma import Gemma
+from cosdiff_jax.shapes import Params
 
 
 def module(config: Mapping[str, Any], *, fused: bool = False) -> Gemma:
@@ -146,3 +150,35 @@ def table(model: Gemma, prefix: str = "model.") -> list[Entry]:
         vector("final_norm/scale", f"{prefix}norm.weight", d),
         *stack(layer, model.depth),
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A converted language model: the module, and parameters under "language_model"."""
+
+    language_model: Gemma
+    params: dict[str, Params]
+
+
+def load(folder: str | Path) -> Published:
+    """Read a folder of transformers' Gemma or Gemma 2.
+
+    Raises:
+      ValueError: a file is missing or broken, or a tensor missing, unknown or of a wrong shape.
+    """
+    config, tensors = layout.load_folder(folder)
+    model = module(config)
+    # A bare model has no prefix; the output embedding is the input's.
+    prefix = "model." if any(name.startswith("model.") for name in tensors) else ""
+    params = layout.read(table(model, prefix), tensors, ["lm_head.weight"])
+    return Published(model, {"language_model": params})
+
+
+def export(
+    modules: Mapping[str, Gemma], params: Mapping[str, Params]
+) -> tuple[dict[str, Any], layout.Arrays]:
+    """Configuration and tensors of ``modules["language_model"]`` in the published layout."""
+    model = modules["language_model"]
+    name = "Gemma2ForCausalLM" if model.post_norms else "GemmaForCausalLM"
+    config = configuration(model) | {"architectures": [name]}
+    return config, layout.write(table(model), params["language_model"])

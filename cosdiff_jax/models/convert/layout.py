@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 Arrays = dict[str, np.ndarray]
 Shape = tuple[int, ...]
@@ -194,6 +194,14 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
         return config, load_file(folder / "model.safetensors")
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}/model.safetensors cannot be read: {error}") from None
+
+
+def save_folder(folder: str | Path, config: Mapping[str, Any], tensors: Arrays) -> None:
+    """Write config.json and model.safetensors."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=1) + "\n")
 
 
 def field(
