@@ -1,0 +1,100 @@
+"""Batches from groups: order, place in the data, flattening, and pictures encoded beforehand."""
+
+import numpy as np
+import pytest
+
+from cosdiff_jax.data import groups
+
+
+class Words:
+    """One token per letter; enough of a tokenizer for these tests."""
+
+    def encode(self, texts, length, eos=False):
+        tokens = np.zeros((len(texts), length), np.int32)
+        mask = np.zeros((len(texts), length), bool)
+        for row, text in enumerate(texts):
+            ids = [2, *map(ord, text), *([1] if eos else [])]
+            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
+        return tokens, mask
+
+
+class Pictures:
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        images = np.full((3, 2, 2, 1), index * 10, np.uint8)
+        images += np.arange(3, dtype=np.uint8)[:, None, None, None]
+        return {"caption": chr(97 + index), "images": images}
+
+
+ENCODE = groups.Encode.__new__(groups.Encode)
+object.__setattr__(ENCODE, "tokenizer", Words())
+object.__setattr__(ENCODE, "context", 4)
+object.__setattr__(ENCODE, "eos", False)
+
+
+def stream(**options):
+    return iter(groups.batches(Pictures(), ENCODE, **{"prompts": 4, "seed": 0, **options}))
+
+
+def test_rows_are_prompt_major_and_belong_to_their_caption():
+    batch = next(stream())
+    assert batch["tokens"].shape == (4, 4) and batch["images"].shape == (12, 2, 2, 1)
+    pixels = groups.to_uint8(batch["images"])[:, 0, 0, 0].reshape(4, 3)
+    for tokens, row in zip(batch["tokens"], pixels, strict=True):
+        start = (tokens[1] - 97) * 10
+        assert row.tolist() == [start, start + 1, start + 2]
+
+
+def test_a_restored_stream_goes_on_where_it_was():
+    first = stream()
+    for _ in range(4):
+        next(first)
+    place = first.get_state()
+    wanted = [next(first)["tokens"].tolist() for _ in range(3)]
+    second = stream()
+    second.set_state(place)
+    assert [next(second)["tokens"].tolist() for _ in range(3)] == wanted
+
+
+def test_every_epoch_sees_every_group_in_a_new_order():
+    letters = [
+        row[1] for _, batch in zip(range(6), stream(), strict=False) for row in batch["tokens"]
+    ]
+    first, second = letters[:12], letters[12:]
+    assert sorted(first) == sorted(second) == list(range(97, 109)) and first != second
+
+
+def test_hosts_share_the_groups_without_overlap():
+    seen = [
+        {
+            row[1]
+            for _, b in zip(range(3), stream(shard=s, shards=2), strict=False)
+            for row in b["tokens"]
+        }
+        for s in (0, 1)
+    ]
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 12
+
+
+def test_too_few_groups_and_indivisible_hosts_are_said():
+    with pytest.raises(ValueError, match=r"12 prompt groups.*data\.prompts = 13"):
+        stream(prompts=13)
+    with pytest.raises(ValueError, match="3 hosts"):
+        stream(shards=3)
+
+
+def test_pixels_survive_the_round_trip():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    there = groups.to_float(every)
+    assert there.min() == -1.0 and there.max() == 1.0
+    assert (groups.to_uint8(there) == every).all()
+
+
+def test_latents_deal_out_every_stored_picture():
+    latents = np.arange(2 * 4).reshape(2, 4, 1, 1, 1).astype(np.float32)
+    source = groups.WithLatents(("a", "b"), latents, 2)
+    assert len(source) == 4
+    dealt = [(source[i]["caption"], source[i]["latents"].ravel().tolist()) for i in range(4)]
+    assert dealt == [("a", [0, 1]), ("a", [2, 3]), ("b", [4, 5]), ("b", [6, 7])]
