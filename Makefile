@@ -1,5 +1,7 @@
 # Each target sets up what it needs. Only Python >= 3.11 and make are asked for.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first of these that runs and is new enough: a name on PATH may be a shim with nothing behind.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := .venv/bin/python
 WORKDIR ?= runs/fusion_div
 
@@ -11,8 +13,7 @@ env: .venv/ready
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --constraint requirements.lock
 
 .venv/ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "cosdiff_jax needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "cosdiff_jax needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing the locked dependencies into .venv (about a minute)"
 	@$(PIP) setuptools
