@@ -7,10 +7,12 @@ the command line comes last:
     python -m cosdiff_jax.train --config=configs/fusion_div.py:tiny --config.steps=50 ...
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
-def menu() -> ConfigDict:
+def menu() -> Any:
     """Everything that can be chosen."""
     return ConfigDict(
         dict(

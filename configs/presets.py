@@ -6,10 +6,10 @@ They are laid over the finished recipe, since a size has to hold whatever the re
 command line still comes last.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 
-def apply(config: ConfigDict, preset: str) -> ConfigDict:
+def apply(config: Any, preset: str) -> Any:
     """Lay the named preset over a recipe; an empty name changes nothing.
 
     Raises:
@@ -22,7 +22,7 @@ def apply(config: ConfigDict, preset: str) -> ConfigDict:
     return config
 
 
-def tiny(config: ConfigDict) -> None:
+def tiny(config: Any) -> None:
     """Seconds, on anything: random small frozen networks, a handful of pictures. For tests."""
     config.steps = 4
     config.log_every = 1
@@ -68,7 +68,7 @@ def tiny(config: ConfigDict) -> None:
     config.sample.update(every=2, prompts=2, shown=2, num=2, steps=2, rows=4, batches=1)
 
 
-def fusion_2b(config: ConfigDict) -> None:
+def fusion_2b(config: Any) -> None:
     """The published large model: Gemma-2-2B read by a transformer of its shape, 512 pixels.
 
     26 layers of width 2304, 8 heads over 4 key heads of 256; no timestep conditioning, 1-D + 2-D
@@ -107,7 +107,7 @@ def fusion_2b(config: ConfigDict) -> None:
     config.optimizer.ema.update(decay=0.99, every=100)
 
 
-def pod_256(config: ConfigDict) -> None:
+def pod_256(config: Any) -> None:
     """256 accelerators: parameters over 32, rows over all, 2,048 pictures a step."""
     config.mesh.update(data=8, fsdp=32, tensor=1)
     config.data.prompts = 256

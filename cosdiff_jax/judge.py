@@ -35,17 +35,22 @@ class Look:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A way to look at weights.
+    """A way to look at weights."""
 
-    Attributes:
-      captions: row labels of the grids.
-      truth: the measures of the true distribution, {} where there is none.
-      real: real pictures of the prompts shown, or None.
-    """
+    @property
+    def captions(self) -> Sequence[str]:
+        """Row labels of the grids."""
+        ...
 
-    captions: Sequence[str]
-    truth: dict[str, float]
-    real: Groups | None
+    @property
+    def truth(self) -> dict[str, float]:
+        """The measures of the true distribution, {} where there is none."""
+        ...
+
+    @property
+    def real(self) -> Groups | None:
+        """Real pictures of the prompts shown, or None."""
+        ...
 
     def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
         """Draw the fixed prompts; with ``measure`` also compute the numbers."""
@@ -85,9 +90,13 @@ class Drawn:
         """Real pictures of the prompts shown."""
         return self.groups[: self.shown]
 
-    @functools.cached_property
+    @property
     def truth(self) -> dict[str, float]:
         """The measures of the real pictures."""
+        return self._truth
+
+    @functools.cached_property
+    def _truth(self) -> dict[str, float]:
         return self._measure(self.groups)
 
     def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:

@@ -53,5 +53,5 @@ def _digest(params: Params, *more: Any) -> str:
     found = hashlib.sha256(repr(more).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(leaf))
+        found.update(np.ascontiguousarray(leaf).tobytes())
     return found.hexdigest()[:12]

@@ -194,7 +194,7 @@ def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
         before=before,
         after=after,
         true=job.judge.real,
-        rows=page.table(*tables, job.judge.truth),
+        rows=page.table(tables[0], tables[1], job.judge.truth),
         curves=curves.read(epath.Path(workdir) / "metrics.jsonl"),
         facts=facts,
         config=json.loads(config.to_json_best_effort()),
@@ -253,7 +253,7 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     try:
-        train(CONFIG.value, WORKDIR.value)
+        train(CONFIG.value, WORKDIR.value or "")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

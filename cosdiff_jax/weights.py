@@ -62,7 +62,7 @@ def load(path: str) -> Params:
     return tree
 
 
-def save(path: str | Path, entry: dict[str, Any], params: Params, *, dtype: str) -> None:
+def save(path: epath.PathLike, entry: dict[str, Any], params: Params, *, dtype: str) -> None:
     """Write weights and entry so that ``load`` finds them.
 
     Args:
@@ -71,12 +71,12 @@ def save(path: str | Path, entry: dict[str, Any], params: Params, *, dtype: str)
       params: nested dictionary of arrays.
       dtype: what floating-point weights are stored as, "float32" or "float16".
     """
-    path = epath.Path(path)
-    path.mkdir(parents=True, exist_ok=True)
+    place = epath.Path(path)
+    place.mkdir(parents=True, exist_ok=True)
     flat = {}
     for keys, value in jax.tree_util.tree_leaves_with_path(params):
         value = np.asarray(value)
         name = "/".join(str(getattr(key, "key", key)) for key in keys)
         flat[name] = value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
-    (path / "model.safetensors").write_bytes(to_bytes(flat))
-    (path / "config.json").write_text(json.dumps(entry, indent=1) + "\n")
+    (place / "model.safetensors").write_bytes(to_bytes(flat))
+    (place / "config.json").write_text(json.dumps(entry, indent=1) + "\n")

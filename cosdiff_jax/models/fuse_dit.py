@@ -375,12 +375,13 @@ class FuseDiT(nn.Module):
                 x = x + condition[:, None, :]
 
         per_layer, shared = self.attention.prepare(self.depth, self.width, heads)(text)
+        axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        x, pools = nn.scan(
+        out: Any = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=axes,
             length=self.depth,
             unroll=self.unroll,
         )(
@@ -391,6 +392,7 @@ class FuseDiT(nn.Module):
             features=features,
             name="blocks",
         )(constrain(x), per_layer, shared, condition, angles)
+        x, pools = out
 
         x = RMSNorm(self.eps, name="final_norm")(x)
         last = self.modulation.out(self.width, self.dtype)

@@ -128,16 +128,17 @@ class Gemma(nn.Module):
             near = index[:, None] - index[None, :] < self.window
             local = jnp.arange(self.depth) % 2 == 0
         angles = rope.angles_1d(index[None, :], self.head_size, self.rope_base)
+        axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
         block = nn.remat(GemmaBlock, prevent_cse=False) if self.remat else GemmaBlock
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=axes,
             length=self.depth,
             unroll=self.unroll,
         )
-        x, (keys, values, before) = scanned(
+        out: Any = scanned(
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_size=self.head_size,
@@ -151,6 +152,7 @@ class Gemma(nn.Module):
             dtype=self.dtype,
             name="blocks",
         )(x, local, visible, near, angles)
+        x, (keys, values, before) = out
         hidden = self.final_norm(x)
         if layers:
             before = jnp.concatenate([before, hidden[None]])
