@@ -77,6 +77,8 @@ def fusion_2b(config: Any) -> None:
     """
     config.data.context = 256
     config.data.folder.size = 512
+    config.clip.clip.context = 256
+    config.language_model.name = "gemma"
     config.language_model.gemma.update(
         vocab=256_000,
         width=2304,

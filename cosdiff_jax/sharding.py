@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from cosdiff_jax.shapes import Batch
@@ -52,7 +52,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> Spec:
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Spec:
     """The placement of one parameter.
 
     A dimension that an axis does not divide stays whole on that axis.
