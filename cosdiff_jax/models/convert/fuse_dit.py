@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cosdiff_jax.models import dit, fuse_dit, modulation, position
 from cosdiff_jax.models.convert import gemma, layout
@@ -19,6 +20,9 @@ from cosdiff_jax.models.convert.layout import Entry, field
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.models.gemma import Gemma
 from cosdiff_jax.shapes import Params, TextStream
+
+Given = Array | np.ndarray
+"""What may be handed in from outside; ours inside are jax arrays."""
 
 CONDITIONINGS = {
     "adaln-zero": modulation.AdaLnZero(),
@@ -55,11 +59,11 @@ class Published:
 
     def velocity(
         self,
-        z: Float[Array, "B h w c"],
-        t: Float[Array, " B"],
-        tokens: Int[Array, "P T"],
-        mask: Bool[Array, "P T"],
-        pooled: Float[Array, "P F"] | None = None,
+        z: Float[Given, "B h w c"],
+        t: Float[Given, " B"],
+        tokens: Int[Given, "P T"],
+        mask: Shaped[Given, "P T"],
+        pooled: Float[Given, "P F"] | None = None,
     ) -> Float[Array, "B h w c"]:
         """v(z, t, text) for B = P K rows; ``pooled`` where the model has a pooled text input.
 
@@ -313,18 +317,18 @@ def load(folder: str | Path) -> Published:
 
 
 def export(
-    modules: Mapping[str, Any], params: Mapping[str, Params]
+    networks: Mapping[str, Any], params: Mapping[str, Params]
 ) -> tuple[dict[str, Any], layout.Arrays]:
     """Configuration and tensors in the published layout.
 
     Args:
-      modules: "backbone" and "language_model".
+      networks: "backbone" and "language_model".
       params: theirs.
 
     Raises:
       ValueError: the published layout has no word for one of the choices.
     """
-    backbone, llm = modules["backbone"], modules["language_model"]
+    backbone, llm = networks["backbone"], networks["language_model"]
     config = configuration(backbone, llm)
     if _essence(*modules(config)) != _essence(backbone, llm):
         raise ValueError("the published fuse-dit layout cannot describe this pair of models")
@@ -349,12 +353,11 @@ def _essence(backbone: FuseDiT, llm: Gemma) -> tuple[FuseDiT, Gemma]:
 def configuration(backbone: FuseDiT, llm: Gemma) -> dict[str, Any]:
     """What ``modules`` would read to build this pair."""
     fusion = backbone.attention
-    shallow = isinstance(fusion, (dit.ShallowSelf, dit.ShallowCross))
     cross = isinstance(fusion, (fuse_dit.CrossAttention, dit.ShallowCross))
     conditioning = next(k for k, v in CONDITIONINGS.items() if v == backbone.modulation)
     encoding = next(k for k, v in ENCODINGS.items() if v is type(backbone.position))
     config: dict[str, Any] = {
-        "model_type": "DiT" if shallow else "FuseDiT",
+        "model_type": "FuseDiT",
         "attention": "cross" if cross else "self",
         "base_config": gemma.configuration(llm),
         "dit_hidden_size": backbone.width,
@@ -372,9 +375,10 @@ def configuration(backbone: FuseDiT, llm: Gemma) -> dict[str, Any]:
     if isinstance(backbone.position, position.Ape):
         config["pos_embed_max_size"] = backbone.position.max_size
         config["sample_size"] = backbone.position.base_size * backbone.patch
-    if shallow:
+    if isinstance(fusion, (dit.ShallowSelf, dit.ShallowCross)):
+        config["model_type"] = "DiT"
         config["text_hidden_states_index"] = fusion.layer
-    else:
+    elif isinstance(fusion, (fuse_dit.SelfAttention, fuse_dit.CrossAttention)):
         pairs = fuse_dit.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
         read = [i for i in pairs if i is not None]
         config["initial_layers"] = read[0] - pairs.index(read[0]) if read else 0

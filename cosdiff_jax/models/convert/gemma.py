@@ -175,10 +175,10 @@ def load(folder: str | Path) -> Published:
 
 
 def export(
-    modules: Mapping[str, Gemma], params: Mapping[str, Params]
+    networks: Mapping[str, Gemma], params: Mapping[str, Params]
 ) -> tuple[dict[str, Any], layout.Arrays]:
-    """Configuration and tensors of ``modules["language_model"]`` in the published layout."""
-    model = modules["language_model"]
+    """Configuration and tensors of ``networks["language_model"]`` in the published layout."""
+    model = networks["language_model"]
     name = "Gemma2ForCausalLM" if model.post_norms else "GemmaForCausalLM"
     config = configuration(model) | {"architectures": [name]}
     return config, layout.write(table(model), params["language_model"])

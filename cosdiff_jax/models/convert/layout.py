@@ -121,14 +121,18 @@ def read(table: Sequence[Entry], published: Arrays, ignored: Sequence[str] = ())
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"tensors {what}: {'; '.join(names[:3])}{more}")
-    flat: dict[str, Any] = {}
+    parts: dict[str, list[np.ndarray]] = {}
     for e in table:
         array = e.pack([published[name].astype(np.float32) for name in e.tensors])
-        if e.layer is None:
-            flat[e.path] = np.ascontiguousarray(array)
-        else:
-            flat.setdefault(e.path, []).append(array)
-    return nest({k: np.stack(v) if isinstance(v, list) else v for k, v in flat.items()})
+        parts.setdefault(e.path, []).append(array)
+    stacked = {e.path for e in table if e.layer is not None}
+    # Row by row in memory: a file writer that copies bytes would shuffle a transposed view.
+    return nest(
+        {
+            path: np.ascontiguousarray(np.stack(arrays) if path in stacked else arrays[0])
+            for path, arrays in parts.items()
+        }
+    )
 
 
 def write(table: Sequence[Entry], params: Mapping[str, Any]) -> Arrays:
