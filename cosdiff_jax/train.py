@@ -33,7 +33,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs, gr
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
 
 # What the progress bar has room for, of what the objective logs.
-SHOWN = ("loss", "flow", "diversity", "alignment", "lambda", "mean_cosine", "psnr", "accuracy")
+SHOWN = {
+    **{name: name for name in ("loss", "flow", "diversity", "alignment", "anchor", "lambda")},
+    **{"mean_cosine": "cosine", "psnr": "psnr", "accuracy": "accuracy"},
+    "images_per_second": "images/s",
+}
 
 _log = logging.getLogger("cosdiff_jax")
 
@@ -218,8 +222,7 @@ class Stop:
 
 def brief(values: dict[str, float]) -> str:
     """The few numbers that fit beside a progress bar."""
-    shown = [name for name in SHOWN if name in values]
-    return " ".join(f"{name} {values[name]:.3g}" for name in shown)
+    return " ".join(f"{SHOWN[n]} {values[n]:.3g}" for n in SHOWN if n in values)
 
 
 def parse(argv: list[str]) -> list[str]:
