@@ -5,6 +5,8 @@
 The same command resumes. Ctrl-C or SIGTERM saves and exits with 0; a second Ctrl-C leaves at once.
 """
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -232,20 +234,23 @@ def parse(argv: list[str]) -> list[str]:
     recipe that fails to load as an error around the real one.
     """
     try:
-        rest = flags.FLAGS(argv)
-        assert CONFIG.value is not None and WORKDIR.value
+        # ml_collections prints a traceback of its own and fails at the first look at the config.
+        with contextlib.redirect_stderr(io.StringIO()):
+            rest = flags.FLAGS(argv)
+            assert CONFIG.value is not None and WORKDIR.value
+            CONFIG.value.recipe = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     except AssertionError:
         sys.exit("error: both --config=configs/RECIPE.py and --workdir=FOLDER are needed")
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         text = str(error).strip("'\"").replace("\\'", "").replace("\\n", "\n")
         lines = [line.strip() for line in text.split("\n")]
-        said = [line for line in lines if "Error: " in line or line.startswith("Did you mean")]
+        telling = ("Error: ", "Did you mean", "No such file")
+        said = [line for line in lines if any(words in line for words in telling)][:2]
         if isinstance(error, AttributeError):
             said = [f"the config has no field {lines[0]}", *said]
         sys.exit("error: " + ". ".join(said or lines[:1]).replace("'\"", "").strip("\"'"))
     if len(rest) > 1:
         sys.exit(f"error: unexpected argument {rest[1]!r}; options are written --name=value")
-    CONFIG.value.recipe = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     return rest
 
 
