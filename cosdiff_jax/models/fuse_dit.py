@@ -248,18 +248,18 @@ class Block(nn.Module):
         h, width = self.heads, x.shape[-1]
         modulate = self.modulation.layer(width, h.dtype)
         if modulate is None:
-            zero, one = jnp.zeros((1, width), x.dtype), jnp.ones((1, width), x.dtype)
-            six = (zero, zero, one, zero, zero, one)
+            one = jnp.ones((1, width), x.dtype)
+            six = (None, None, one, None, None, one)
         else:
             six = modulate(condition)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (m[:, None, :] for m in six)
-        normed = RMSNorm(h.eps, name="attention_norm")(x) * (1 + scale1) + shift1
-        x = self.fusion.mix(h)(x, normed, gate1, text, shared, angles)
-        normed = RMSNorm(h.eps, name="mlp_norm")(x) * (1 + scale2) + shift2
+        shift1, scale1, gate1, shift2, scale2, gate2 = six
+        normed = RMSNorm(h.eps, name="attention_norm")(x, shift1, scale1)
+        x = self.fusion.mix(h)(x, normed, gate1[:, None, :], text, shared, angles)
+        normed = RMSNorm(h.eps, name="mlp_norm")(x, shift2, scale2)
         mixed = GeGLU(self.mlp, dtype=h.dtype, name="mlp")(normed)
         if h.sandwich_norm:
             mixed = RMSNorm(h.eps, name="mlp_post_norm")(mixed)
-        x = constrain(x + gate2 * mixed)
+        x = constrain(x + gate2[:, None, :] * mixed)
         return x, x.astype(jnp.float32).mean(axis=1) if self.features else None
 
 
@@ -394,11 +394,9 @@ class FuseDiT(nn.Module):
         )(constrain(x), per_layer, shared, condition, angles)
         x, pools = out
 
-        x = RMSNorm(self.eps, name="final_norm")(x)
         last = self.modulation.out(self.width, self.dtype)
-        if last is not None:
-            shift, scale = last(time)
-            x = x * (1 + scale[:, None, :]) + shift[:, None, :]
+        shift, scale = (None, None) if last is None else last(time)
+        x = RMSNorm(self.eps, name="final_norm")(x, shift, scale)
         zeros = nn.initializers.zeros
         x = Linear(
             (p * p * c,), use_bias=True, kernel_init=zeros, dtype=self.dtype, name="patch_out"

@@ -36,13 +36,24 @@ class RMSNorm(nn.Module):
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """Normalise each row."""
-        weight = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+    def __call__(
+        self,
+        x: Float[Array, "*rows D"],
+        shift: Float[Array, "#B D"] | None = None,
+        scale: Float[Array, "#B D"] | None = None,
+    ) -> Float[Array, "*rows D"]:
+        """Normalise each row; with a modulation of [B N D], norm(x) (1 + scale) + shift.
+
+        Both gains meet before they touch x: one multiplication of the tokens, and in the backward
+        pass one sum over them, instead of two.
+        """
+        gain = 1 + self.param("scale", nn.initializers.zeros, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        weight = weight.reshape((1,) * (x.ndim - 1) + (-1,))
-        return (wide * (1 + weight)).astype(x.dtype)
+        if scale is None or shift is None:
+            return (wide * gain.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+        gain = gain[None] * (1 + scale.astype(jnp.float32))
+        return (wide * gain[:, None, :] + shift.astype(jnp.float32)[:, None, :]).astype(x.dtype)
 
 
 class Linear(nn.Module):

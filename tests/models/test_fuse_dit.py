@@ -1,0 +1,211 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosdiff_jax.models import modulation, position, text_stream
+from cosdiff_jax.models.dit import ShallowCross, ShallowSelf
+from cosdiff_jax.models.fuse_dit import CrossAttention, FuseDiT, SelfAttention, pair
+from cosdiff_jax.models.gemma import Gemma
+
+P, K = 2, 2
+LLM = Gemma(vocab=32, width=24, depth=3, heads=4, kv_heads=2, head_size=8, mlp=20)
+SIZES = {
+    "width": 16,
+    "depth": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_size": 8,
+    "mlp": 20,
+    "channels": 4,
+}
+TOKENS = jnp.array([[2, 7, 9, 4, 11, 30], [2, 5, 0, 0, 0, 0]])
+MASK = jnp.array([[True] * 6, [True, True] + [False] * 4])
+Z = jax.random.normal(jax.random.key(3), (P * K, 4, 6, 4))
+TIMES = jnp.array([0.0, 0.3, 0.9, 1.0])
+
+POSITIONS = [position.Ape(), position.Rope1D(), position.Rope2D(), position.MRope()]
+MODULATIONS = [
+    modulation.AdaLnZero(),
+    modulation.AdaLnSingle(),
+    modulation.Addition(),
+    modulation.Unconditioned(),
+]
+FUSIONS = [
+    SelfAttention(),
+    SelfAttention(text_layers=(2, None, 0)),
+    CrossAttention(),
+    CrossAttention(text_layers=(None, 1, 1)),
+    ShallowSelf(),
+    ShallowCross(layer=-2),
+]
+
+
+@functools.cache
+def llm_weights():
+    return jax.tree.map(lambda x: x * 5, jax.jit(LLM.init)(jax.random.key(0), TOKENS, MASK))
+
+
+def read(fusion, tokens=TOKENS, mask=MASK):
+    return jax.jit(LLM.apply, static_argnames=("rotate", "layers"))(
+        llm_weights(), tokens, mask, rotate=fusion.rotate, layers=fusion.layers
+    )
+
+
+@functools.cache
+def weights(model):
+    """Trained-looking weights: nothing stays at its zero start."""
+    params = jax.jit(model.init)(jax.random.key(1), Z, TIMES, read(model.attention))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return tree.unflatten(
+        [x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="features")
+def apply(model, params, z, t, text, **options):
+    return model.apply(params, z, t, text, **options)
+
+
+def run(model, z=Z, t=TIMES, text=None, **options):
+    text = read(model.attention) if text is None else text
+    return apply(model, weights(model), z, t, text, **options)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=lambda fusion: type(fusion).__name__)
+def test_every_choice_combines_with_every_other(fusion):
+    text = read(fusion)
+    for i, (where, how) in enumerate(itertools.product(POSITIONS, MODULATIONS)):
+        model = FuseDiT(
+            **SIZES, position=where, modulation=how, attention=fusion, sandwich_norm=i % 2 == 0
+        )
+
+        def born(key, model=model):
+            return model.init_with_output(key, Z, TIMES, text, features=True)
+
+        (v, features), _ = jax.eval_shape(born, jax.random.key(0))
+        assert v.shape == Z.shape and features.shape == (P * K, 16)
+
+
+MODELS = [
+    FuseDiT(**SIZES, position=where, modulation=how, attention=fusion)
+    for where, how, fusion in zip(
+        [*POSITIONS, position.Rope2D(), position.Ape()],
+        [*MODULATIONS, modulation.AdaLnZero(), modulation.AdaLnSingle()],
+        [FUSIONS[0], FUSIONS[2], FUSIONS[1], FUSIONS[3], FUSIONS[4], FUSIONS[5]],
+        strict=True,
+    )
+]
+NAMES = [f"{type(m.position).__name__}-{type(m.attention).__name__}" for m in MODELS]
+each_model = pytest.mark.parametrize("model", MODELS, ids=NAMES)
+
+
+@each_model
+def test_padding_has_no_influence(model):
+    other = read(model.attention, jnp.where(MASK, TOKENS, 17))
+    np.testing.assert_array_equal(run(model), run(model, text=other))
+    # And every real token has one.
+    changed = read(model.attention, TOKENS.at[1, 1].set(6))
+    got, before = run(model, text=changed), run(model)
+    np.testing.assert_array_equal(got[:K], before[:K])
+    assert not np.allclose(got[K:], before[K:], atol=1e-3)
+
+
+@each_model
+def test_k_samples_of_a_prompt_are_k_calls(model):
+    together = run(model)
+    for k in range(K):
+        rows = jnp.arange(P) * K + k
+        alone = run(model, Z[rows], TIMES[rows])
+        np.testing.assert_allclose(together[rows], alone, atol=2e-5)
+    repeated = run(model, text=text_stream.repeat(read(model.attention), K))
+    np.testing.assert_allclose(together, repeated, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 3}])
+def test_memory_and_loop_choices_change_nothing(options):
+    model, text = MODELS[0], read(MODELS[0].attention)
+
+    def loss(params, model):
+        return jnp.sum(jnp.sin(model.apply(params, Z, TIMES, text)))
+
+    values = [
+        jax.jit(jax.value_and_grad(functools.partial(loss, model=m)))(weights(model))
+        for m in (model, model.clone(**options))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *values)
+
+
+@pytest.mark.parametrize("how", [MODULATIONS[0], MODULATIONS[3]])
+def test_a_fresh_model_predicts_nothing_and_can_learn(how):
+    model = FuseDiT(**SIZES, modulation=how)
+    text = read(model.attention)
+    params = jax.jit(model.init)(jax.random.key(1), Z, TIMES, text)
+
+    def loss(params):
+        return jnp.mean((model.apply(params, Z, TIMES, text) - 1) ** 2)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    assert float(value) == 1.0
+    assert float(jnp.abs(gradient["params"]["patch_out"]["kernel"]).max()) > 0
+
+
+def test_layers_without_text_are_plain_image_layers():
+    deep = FuseDiT(**{**SIZES, "depth": 4}, attention=SelfAttention())
+    assert pair(None, 0, 4, 3) == (0, 1, 2, None)
+    assert pair(None, 1, 3, 3) == (1, 2, None)
+    weights_of = functools.partial(deep.init_with_output, text=read(deep.attention))
+    v, _ = jax.eval_shape(lambda key: weights_of(key, Z, TIMES), jax.random.key(0))
+    assert v.shape == Z.shape
+    for fusion in (SelfAttention, CrossAttention):
+        blind = FuseDiT(**SIZES, attention=fusion(text_layers=(None,) * 3))
+        changed = read(blind.attention, TOKENS.at[:, 1].set(6))
+        # Positions still start behind the text; only differences of them matter.
+        np.testing.assert_allclose(run(blind), run(blind, text=changed), atol=1e-5)
+
+
+def test_features_pool_the_chosen_layer():
+    model = MODELS[0]
+    v, middle = run(model, features=True)
+    np.testing.assert_array_equal(v, run(model))
+    assert middle.shape == (P * K, 16) and middle.dtype == jnp.float32
+    last = apply(
+        model.clone(feature_layer=2), weights(model), Z, TIMES, read(model.attention), features=True
+    )[1]
+    assert not np.allclose(middle, last, atol=1e-3)
+
+
+def test_a_pooled_text_vector_joins_the_time():
+    model = FuseDiT(**SIZES, pooled=5)
+    text = read(model.attention)
+    pooled = jax.random.normal(jax.random.key(5), (P, 5))
+    params = jax.jit(lambda k: model.init(k, Z, TIMES, text, pooled=pooled))(jax.random.key(1))
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    a, b = (apply(model, params, Z, TIMES, text, pooled=p) for p in (pooled, pooled.at[1].add(1)))
+    np.testing.assert_array_equal(a[:K], b[:K])
+    assert not np.allclose(a[K:], b[K:])
+
+
+@pytest.mark.parametrize(
+    ("change", "z", "message"),
+    [
+        ({}, Z[:3], "3 image rows cannot be shared among 2 prompts"),
+        ({}, Z[:, :3], "latents of 3 x 6 x 4 do not divide"),
+        ({"channels": 3}, Z, "do not divide"),
+        ({"kv_heads": 1}, Z, "deep fusion needs the language model's key heads"),
+        ({"head_size": 16}, Z, "deep fusion needs the language model's key heads"),
+        ({"attention": SelfAttention(text_layers=(0, 1))}, Z, "does not pair 3 layers"),
+        ({"attention": SelfAttention(text_layers=(0, 1, 3))}, Z, "does not pair 3 layers"),
+        ({"attention": ShallowSelf(layer=-2)}, Z, "no hidden state number -2"),
+        ({"pooled": 5}, Z, "pooled text vector is needed"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, z, message):
+    model = FuseDiT(**{**SIZES, **change})
+    text = read(SelfAttention())
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), z, TIMES[: len(z)], text))
