@@ -83,7 +83,9 @@ def test_gradients_are_the_official_ones(name):
     entries = fuse_dit.table(model.backbone, model.language_model.width)
     got = layout.write(entries, jax.tree.map(np.asarray, gradient))
     want = load_file(FOLDER / name / "grads.safetensors")
-    assert set(want) <= set(got)
+    # Gradients of the shallow baseline were recorded on its transformer alone, without the prefix.
+    want = {key if key in got else f"dit.{key}": value for key, value in want.items()}
+    assert want and set(want) <= set(got)
     worst = max(error(got[key], want[key]) for key in want)
     print(f"{name} gradients: relative error {worst:.1e}")
     assert worst < 1e-4
