@@ -9,10 +9,10 @@ from configs import base, presets
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 900
+    config.steps = 2400
     config.log_every = 10
     config.data.name = "scenes_pairs"
-    config.data.prompts = 96
+    config.data.prompts = 128
     config.data.samples = 1
     config.data.context = 48  # a picture said in full takes more words than a prompt
     config.data.scenes_pairs.folder = "datasets/scenes_base"

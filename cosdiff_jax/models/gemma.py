@@ -18,6 +18,9 @@ from cosdiff_jax.models.layers import QKV, GeGLU, HeadsOut, RMSNorm
 from cosdiff_jax.shapes import TextStream
 
 _INIT = nn.initializers.normal(0.02)
+# Words that follow the same words pull their embeddings together. In a small vocabulary they would
+# end as one: from far apart they stay words, and the layers above can still tell which was said.
+_INIT_EMBED = nn.initializers.normal(0.2)
 
 
 class GemmaBlock(nn.Module):
@@ -108,7 +111,7 @@ class Gemma(nn.Module):
 
     def setup(self):
         """Name what both entry points read."""
-        self.embed = nn.Embed(self.vocab, self.width, embedding_init=_INIT)
+        self.embed = nn.Embed(self.vocab, self.width, embedding_init=_INIT_EMBED)
         self.final_norm = RMSNorm(self.eps)
 
     @nn.compact
