@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cosdiff_jax.models import text_stream
+from cosdiff_jax import text_stream
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.models.gemma import Gemma
 from cosdiff_jax.models.position import Ape

@@ -181,9 +181,12 @@ def _learnt_tokenizer(*, vocab: int, captions: int) -> tokenizers.Tokenizer:
         return tokenizers.train(lines, vocab, Path(folder) / "tokenizer.json")
 
 
-def source(data: Any, split: str) -> groups.Source:
-    """The groups that ``data.name`` picks; a split is "train" or "test"."""
-    return make(SOURCES, data, split=split, samples=data.samples)
+def source(data: Any, split: str, samples: int | None = None) -> groups.Source:
+    """The groups that ``data.name`` picks; a split is "train" or "test".
+
+    ``samples`` pictures each, ``data.samples`` unless given.
+    """
+    return make(SOURCES, data, split=split, samples=samples or data.samples)
 
 
 def _scenes(

@@ -116,8 +116,8 @@ def _encoded(config: Any, vae: Params) -> groups.Source:
 
 
 def _judge(config: Any, objective: Any, encode: groups.Encode, frozen: Frozen) -> Judge:
-    held_out = build.source(config.data, "test")
     if config.objective.name != "flow_matching":
+        held_out = build.source(config.data, "test")
 
         def batches():
             return iter(
@@ -132,6 +132,8 @@ def _judge(config: Any, objective: Any, encode: groups.Encode, frozen: Frozen) -
             )
 
         return HeldOut(objective=objective, batches=batches, number=config.sample.batches)
+    # As many real pictures of a prompt as will be drawn of it, whatever a training group has.
+    held_out = build.source(config.data, "test", config.sample.num)
     return drawn(config, held_out, encode.tokenizer, frozen)
 
 

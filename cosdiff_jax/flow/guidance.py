@@ -6,11 +6,12 @@ the two answers become one velocity.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cosdiff_jax import text_stream
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.trajectory import along_rows
 from cosdiff_jax.shapes import TextStream
@@ -55,7 +56,8 @@ class ClassifierFree:
             return lambda z, t: backbone(z, t, text)
         if empty is None:
             raise ValueError(f"guidance of scale {self.scale} needs the empty caption's stream")
-        both = stack_empty(text, empty)
+        prompts = text.mask.shape[0]
+        both = text_stream.concatenate(text, text_stream.repeat(empty, prompts))
 
         def velocity(z: Array, t: Array) -> Array:
             # One call of 2 B rows: prompt-major rows fall in line with the 2 P rows of text.
@@ -72,21 +74,3 @@ class ClassifierFree:
         lo, hi = self.interval
         scale = jnp.where((t >= lo) & (t <= hi), self.scale, 1.0)
         return v_empty + along_rows(scale, v_text) * (v_text - v_empty)
-
-
-def stack_empty(text: TextStream, empty: TextStream) -> TextStream:
-    """P captions followed by the one-row empty caption P times: 2 P rows."""
-    prompts = text.mask.shape[0]
-
-    def stack(a: Any, b: Any, axis: int) -> Any:
-        if a is None or b is None:
-            return None
-        return jnp.concatenate([a, jnp.repeat(b, prompts, axis=axis)], axis=axis)
-
-    return TextStream(
-        keys=stack(text.keys, empty.keys, 1),
-        values=stack(text.values, empty.values, 1),
-        hidden=stack(text.hidden, empty.hidden, 0),
-        mask=stack(text.mask, empty.mask, 0),
-        layers=stack(text.layers, empty.layers, 1),
-    )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from cosdiff_jax import rng
+from cosdiff_jax import rng, text_stream
 from cosdiff_jax.diversity import control, similarity
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.feature import Feature
@@ -30,7 +30,6 @@ from cosdiff_jax.flow.timestep import LogitNormal, Times
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 from cosdiff_jax.flow.weighting import Constant, Weighting
 from cosdiff_jax.models import captions as captions_lib
-from cosdiff_jax.models import text_stream
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Params, TextStream

@@ -52,8 +52,16 @@ def test_outside_the_interval_there_is_no_guidance():
 
 
 @pytest.mark.parametrize("prompts", [1, 3])
-def test_stacked_text_is_the_captions_then_the_empty_one(prompts):
-    both = guidance.stack_empty(text(prompts, 3.0, 3), EMPTY)
+def test_one_call_reads_the_captions_and_then_the_empty_one_for_each(prompts):
+    seen = []
+
+    def listen(z, t, both):
+        seen.append(both)
+        return z
+
+    z, t = jnp.zeros((2 * prompts, 4)), jnp.zeros(2 * prompts)
+    guidance.ClassifierFree(scale=2.0)(listen, text(prompts, 3.0, 3), EMPTY)(z, t)
+    (both,) = seen
     assert both.mask.shape[0] == 2 * prompts
     chex.assert_trees_all_equal(both.mask.sum(1), jnp.array([3] * prompts + [1] * prompts))
     chex.assert_trees_all_equal(both.keys[:, prompts:], jnp.ones((2, prompts, 3, 1, 4)))

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosdiff_jax.models import modulation, position, text_stream
+from cosdiff_jax import text_stream
+from cosdiff_jax.models import modulation, position
 from cosdiff_jax.models.dit import ShallowCross, ShallowSelf
 from cosdiff_jax.models.fuse_dit import CrossAttention, FuseDiT, SelfAttention, pair
 from cosdiff_jax.models.gemma import Gemma

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosdiff_jax.models import rope, text_stream
+from cosdiff_jax import text_stream
+from cosdiff_jax.models import rope
 from cosdiff_jax.models.gemma import Gemma
 
 SIZES = {"vocab": 32, "width": 24, "depth": 3, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp": 20}
