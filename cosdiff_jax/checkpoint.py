@@ -57,7 +57,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The finished steps, newest first."""
-        return sorted(self._manager.all_steps(read=True), reverse=True)
+        self._manager.reload()
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: TrainState, data: dict[str, Any], config: dict[str, Any]) -> None:
         """Write one step and seal it. Saving a step that is there already does nothing.
