@@ -56,6 +56,7 @@ def train(config, workdir: str) -> TrainState:
     """
     began, stop = time.monotonic(), Stop()
     mesh = sharding.make_mesh(**config.mesh)
+    claim = checkpoint.claim(workdir) if jax.process_index() == 0 else None
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
     job_lib.check_same_run(config, checkpoints.config(), workdir)
     with jax.set_mesh(mesh):
@@ -120,9 +121,13 @@ def train(config, workdir: str) -> TrainState:
             mininterval=1.0 if os.isatty(2) else 10.0,
             dynamic_ncols=True,
         )
+        last = None
         while step < config.steps and not stop.asked:
             batch = sharding.to_device(next(stream), mesh)
             state, logs = train_step(state, frozen, batch)
+            # One step runs while the next is prepared; more would run on after a signal.
+            jax.block_until_ready(last)
+            last = logs["loss"]
             step += 1
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in logs.items()}
@@ -151,6 +156,8 @@ def train(config, workdir: str) -> TrainState:
         model = epath.Path(workdir) / "model"
         job_lib.export(config, job, state.ema, model, seconds=seconds, table=table)
         report(job, config, workdir, seconds)
+    if claim is not None:
+        claim.close()
     return state
 
 

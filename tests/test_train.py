@@ -115,6 +115,14 @@ def test_kill_and_resume_is_bit_identical(whole):
     assert_same(whole, workdir)
 
 
+def test_a_second_run_in_the_same_folder_is_refused(whole, tmp_path):
+    claimed = checkpoint.claim(tmp_path)
+    said = finish(start(tmp_path, data=whole.parent), code=1)
+    assert "error: another run is writing to" in said and "Traceback" not in said
+    claimed.close()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_exits_0(whole, number):
     workdir = whole.parent / f"stopped{number}"
