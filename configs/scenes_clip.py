@@ -9,7 +9,7 @@ from configs import base, presets
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 1600
+    config.steps = 1650
     config.log_every = 10
     config.data.name = "scenes_pairs"
     config.data.prompts = 128
