@@ -14,7 +14,7 @@ def get_config(preset: str = ""):
     config.data.samples = 8
     config.backbone.name = "asset"
     flow = config.objective.flow_matching
-    flow.times.logit_normal.update(mean=0.5, std=1.3)  # those the base was trained at
+    flow.times.logit_normal.update(mean=1.0, std=1.5)  # those the base was trained at
     flow.alignment = 0.02
     flow.anchor = 0.5
     flow.diversity.name = "cosine"
