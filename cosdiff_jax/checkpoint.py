@@ -65,8 +65,11 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, *, keep: int = 2):
         self.folder = epath.Path(workdir) / "checkpoints"
+        if "://" not in str(workdir):
+            # Orbax finds nothing, and says nothing, where a path is relative.
+            self.folder = self.folder.resolve()
         self._manager = ocp.CheckpointManager(
-            self.folder.resolve() if "://" not in str(workdir) else self.folder,
+            self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max(keep, 1),
                 create=True,
