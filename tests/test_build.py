@@ -77,8 +77,14 @@ def test_every_choice_of_the_menu_is_held_to_a_table():
 @pytest.mark.parametrize("path", [p for p in TABLES if p not in ("objective", "backbone")])
 def test_every_alternative_can_be_made_with_its_menu_knobs(path):
     entry = at(base.menu(), path).to_dict()
-    for name in TABLES[path]:
-        build.make(TABLES[path], {**entry, "name": name})
+    for name, constructor in TABLES[path].items():
+        made = build.make(TABLES[path], {**entry, "name": name})
+        if isinstance(constructor, type):
+            assert isinstance(made, constructor)
+        for knob, value in entry.get(name, {}).items():
+            # A knob that is a choice itself has its own row here.
+            if hasattr(made, knob) and not isinstance(value, dict):
+                assert getattr(made, knob) == value, f"{path}.{name}.{knob}"
 
 
 def test_unknown_choice_lists_the_choices():
