@@ -30,7 +30,7 @@ from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.flow import guidance, prediction, solver, timestep, trajectory, weighting
 from cosdiff_jax.metrics import scenes
 from cosdiff_jax.metrics.digits import DigitMetric
-from cosdiff_jax.models import dit, fuse_dit, modulation, position
+from cosdiff_jax.models import dit, fuse_dit, fusion, modulation, position
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.gemma import Gemma
 from cosdiff_jax.models.vae import AutoencoderKL
@@ -73,8 +73,8 @@ MODULATIONS = {
     "none": modulation.Unconditioned,
 }
 FUSIONS = {
-    "deep_self": fuse_dit.SelfAttention,
-    "deep_cross": fuse_dit.CrossAttention,
+    "deep_self": fusion.SelfAttention,
+    "deep_cross": fusion.CrossAttention,
     "shallow_self": dit.ShallowSelf,
     "shallow_cross": dit.ShallowCross,
 }

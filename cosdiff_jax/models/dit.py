@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models import attention as attend
 from cosdiff_jax.models import rope
-from cosdiff_jax.models.fuse_dit import Heads, ImageHeads, Out
+from cosdiff_jax.models.fusion import Heads, ImageHeads, Out
 from cosdiff_jax.models.layers import QKV, Linear, RMSNorm, side_by_side
 from cosdiff_jax.shapes import TextStream
 

@@ -9,7 +9,8 @@ import pytest
 from cosdiff_jax import text_stream
 from cosdiff_jax.models import modulation, position
 from cosdiff_jax.models.dit import ShallowCross, ShallowSelf
-from cosdiff_jax.models.fuse_dit import CrossAttention, FuseDiT, SelfAttention, pair
+from cosdiff_jax.models.fuse_dit import FuseDiT
+from cosdiff_jax.models.fusion import CrossAttention, SelfAttention, pair
 from cosdiff_jax.models.gemma import Gemma
 
 P, K = 2, 2

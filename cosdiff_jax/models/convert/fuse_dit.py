@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from cosdiff_jax.models import dit, fuse_dit, modulation, position
+from cosdiff_jax.models import dit, modulation, position
+from cosdiff_jax.models import fusion as fusions
 from cosdiff_jax.models.convert import gemma, layout
 from cosdiff_jax.models.convert.layout import Entry, field
 from cosdiff_jax.models.fuse_dit import FuseDiT
@@ -125,7 +126,7 @@ def modules(config: Mapping[str, Any]) -> tuple[FuseDiT, Gemma]:
     attention = _choice(config, "attention", ("self", "cross"))
     if deep:
         options = {"text_layers": text_layers(config, depth, llm.depth)}
-        fusion = {"self": fuse_dit.SelfAttention, "cross": fuse_dit.CrossAttention}[attention]
+        fusion = {"self": fusions.SelfAttention, "cross": fusions.CrossAttention}[attention]
     else:
         options = {"layer": field(config, "text_hidden_states_index", int, -1)}
         fusion = {"self": dit.ShallowSelf, "cross": dit.ShallowCross}[attention]
@@ -176,7 +177,7 @@ def table(backbone: FuseDiT, text_width: int) -> list[Entry]:
     d, h, g, e = backbone.width, backbone.heads, backbone.kv_heads, backbone.head_size
     p, c, kind = backbone.patch, backbone.channels, type(backbone.modulation)
     shallow = isinstance(backbone.attention, (dit.ShallowSelf, dit.ShallowCross))
-    cross = isinstance(backbone.attention, (fuse_dit.CrossAttention, dit.ShallowCross))
+    cross = isinstance(backbone.attention, (fusions.CrossAttention, dit.ShallowCross))
     zero, single = kind is modulation.AdaLnZero, kind is modulation.AdaLnSingle
     six = range(6)
 
@@ -340,8 +341,8 @@ def _essence(backbone: FuseDiT, llm: Gemma) -> tuple[FuseDiT, Gemma]:
     """The pair with every choice spelled out, and without those that change no result."""
     how: dict[str, Any] = {"remat": False, "unroll": 1, "dtype": jnp.float32}
     fusion = backbone.attention
-    if isinstance(fusion, (fuse_dit.SelfAttention, fuse_dit.CrossAttention)):
-        layers = fuse_dit.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
+    if isinstance(fusion, (fusions.SelfAttention, fusions.CrossAttention)):
+        layers = fusions.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
         fusion = type(fusion)(text_layers=layers)
     scale = llm.attention_scale or llm.head_size**-0.5
     return (
@@ -353,7 +354,7 @@ def _essence(backbone: FuseDiT, llm: Gemma) -> tuple[FuseDiT, Gemma]:
 def configuration(backbone: FuseDiT, llm: Gemma) -> dict[str, Any]:
     """What ``modules`` would read to build this pair."""
     fusion = backbone.attention
-    cross = isinstance(fusion, (fuse_dit.CrossAttention, dit.ShallowCross))
+    cross = isinstance(fusion, (fusions.CrossAttention, dit.ShallowCross))
     conditioning = next(k for k, v in CONDITIONINGS.items() if v == backbone.modulation)
     encoding = next(k for k, v in ENCODINGS.items() if v is type(backbone.position))
     config: dict[str, Any] = {
@@ -378,8 +379,8 @@ def configuration(backbone: FuseDiT, llm: Gemma) -> dict[str, Any]:
     if isinstance(fusion, (dit.ShallowSelf, dit.ShallowCross)):
         config["model_type"] = "DiT"
         config["text_hidden_states_index"] = fusion.layer
-    elif isinstance(fusion, (fuse_dit.SelfAttention, fuse_dit.CrossAttention)):
-        pairs = fuse_dit.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
+    elif isinstance(fusion, (fusions.SelfAttention, fusions.CrossAttention)):
+        pairs = fusions.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
         read = [i for i in pairs if i is not None]
         config["initial_layers"] = read[0] - pairs.index(read[0]) if read else 0
         config["shared_attention_layers"] = read
