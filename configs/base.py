@@ -93,6 +93,7 @@ def language_model() -> dict:
             attention_scale=None,  # Gemma 2: query_pre_attn_scalar ** -0.5
             window=None,  # Gemma 2: 4096 tokens in every other layer
             final_cap=None,  # Gemma 2: 30.0
+            embed_std=0.02,  # of fresh embeddings
             remat=False,
             unroll=1,  # layers per iteration of the scan over depth
             dtype="float32",

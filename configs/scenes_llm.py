@@ -17,6 +17,8 @@ def get_config(preset: str = ""):
     config.data.context = 56  # lines that say one scene twice reach 50 tokens
     config.tokenizer.name = "bpe"
     config.language_model.name = "gemma"
+    # From closer together, words used alike (the colours, say) end as one vector.
+    config.language_model.gemma.embed_std = 0.2
     config.objective.name = "next_token"
     # By AdamW, 450 steps do not learn to translate; by Muon, 400 do.
     config.optimizer.name = "muon"

@@ -18,9 +18,6 @@ from cosdiff_jax.models.layers import QKV, GeGLU, HeadsOut, RMSNorm
 from cosdiff_jax.shapes import TextStream
 
 _INIT = nn.initializers.normal(0.02)
-# Words that follow the same words pull their embeddings together. In a small vocabulary they would
-# end as one: from far apart they stay words, and the layers above can still tell which was said.
-_INIT_EMBED = nn.initializers.normal(0.2)
 
 
 class GemmaBlock(nn.Module):
@@ -85,6 +82,8 @@ class Gemma(nn.Module):
         a language model: the soft cap on attention logits, their factor (query_pre_attn_scalar
         ** -0.5), the sliding window in tokens of layers 0, 2, 4 ..., the soft cap on the logits.
         Deep fusion as published runs Gemma 2 without the first three: leave them None there.
+      embed_std: standard deviation of fresh embeddings. Words used alike pull together, and in a
+        small vocabulary end as one; from far apart they stay words to the layers above.
       remat: recompute each layer in the backward pass.
       unroll: layers per iteration of the scan over depth; ``depth`` removes the loop: slower to
         compile, and on CPU a little faster to run.
@@ -105,13 +104,16 @@ class Gemma(nn.Module):
     attention_scale: float | None = None
     window: int | None = None
     final_cap: float | None = None
+    embed_std: float = 0.02
     remat: bool = False
     unroll: int = 1
     dtype: Any = jnp.float32
 
     def setup(self):
         """Name what both entry points read."""
-        self.embed = nn.Embed(self.vocab, self.width, embedding_init=_INIT_EMBED)
+        self.embed = nn.Embed(
+            self.vocab, self.width, embedding_init=nn.initializers.normal(self.embed_std)
+        )
         self.final_norm = RMSNorm(self.eps)
 
     @nn.compact

@@ -115,3 +115,10 @@ def test_streams_move_by_prompt():
     np.testing.assert_array_equal(picked.values[:, 0], text.values[:, 0])
     np.testing.assert_array_equal(picked.values[:, 1], empty.values[:, 0])
     np.testing.assert_array_equal(picked.mask[1], empty.mask[0])
+
+
+@pytest.mark.parametrize("std", [0.02, 0.2])
+def test_embeddings_start_as_far_apart_as_asked(std):
+    llm = Gemma(**SIZES, embed_std=std)
+    embedding = llm.init(jax.random.key(0), TOKENS, MASK)["params"]["embed"]["embedding"]
+    np.testing.assert_allclose(jnp.std(embedding), std, rtol=0.1)

@@ -347,7 +347,7 @@ def _essence(backbone: FuseDiT, llm: Gemma) -> tuple[FuseDiT, Gemma]:
     scale = llm.attention_scale or llm.head_size**-0.5
     return (
         backbone.clone(attention=fusion, feature_layer=None, **how),
-        llm.clone(final_cap=None, attention_scale=scale, **how),
+        llm.clone(final_cap=None, attention_scale=scale, embed_std=0.02, **how),
     )
 
 
