@@ -6,6 +6,7 @@ is sealed with the size and CRC of each of its files, and a step whose seal does
 passed over in favour of the one before it.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -35,24 +36,30 @@ class Restored:
     step: int
 
 
-def claim(workdir: str | Path) -> Any:
-    """Keep every other process from writing to a local folder for as long as the result lives.
+@contextlib.contextmanager
+def claim(workdir: str | Path) -> Iterator[None]:
+    """Keep every other process from writing to a local folder meanwhile.
 
     A killed process leaves nothing behind: the lock is the operating system's. Buckets have none.
 
     Raises:
-      ValueError: another process is at work there.
+      ValueError: another process is at work there, or nothing can be written there.
     """
     if "://" in str(workdir):
-        return None
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a")
+        yield
+        return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"another run is writing to {workdir}: wait for it or stop it") from None
-    return file
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = (Path(workdir) / ".lock").open("a")
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            words = f"another run is writing to {workdir}: wait for it or stop it"
+            raise ValueError(words) from None
+        yield
 
 
 class Checkpoints:

@@ -56,7 +56,6 @@ def train(config, workdir: str) -> TrainState:
     """
     began, stop = time.monotonic(), Stop()
     mesh = sharding.make_mesh(**config.mesh)
-    claim = checkpoint.claim(workdir) if jax.process_index() == 0 else None
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
     job_lib.check_same_run(config, checkpoints.config(), workdir)
     with jax.set_mesh(mesh):
@@ -156,8 +155,6 @@ def train(config, workdir: str) -> TrainState:
         model = epath.Path(workdir) / "model"
         job_lib.export(config, job, state.ema, model, seconds=seconds, table=table)
         report(job, config, workdir, seconds)
-    if claim is not None:
-        claim.close()
     return state
 
 
@@ -268,7 +265,11 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     try:
-        train(CONFIG.value, WORKDIR.value or "")
+        workdir = str(WORKDIR.value)
+        with contextlib.ExitStack() as held:
+            if jax.process_index() == 0:
+                held.enter_context(checkpoint.claim(workdir))
+            train(CONFIG.value, workdir)
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -121,10 +121,11 @@ def test_kill_and_resume_is_bit_identical(whole):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(whole, tmp_path):
-    claimed = checkpoint.claim(tmp_path)
-    said = finish(start(tmp_path, data=whole.parent), code=1)
+    with checkpoint.claim(tmp_path):
+        said = finish(start(tmp_path, data=whole.parent), code=1)
     assert "error: another run is writing to" in said and "Traceback" not in said
-    claimed.close()
+    with checkpoint.claim(tmp_path):
+        pass  # let go of
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -182,6 +183,13 @@ def test_wrong_use_is_one_line(tmp_path, option, words):
     for word in words:
         assert word in last
     assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+def test_a_workdir_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    said = finish(start(tmp_path / "run"), code=1)
+    assert "cannot be written to" in said and "Traceback" not in said
+    assert (tmp_path / "run").read_text() == "mine"
 
 
 def test_missing_folder_is_one_line(tmp_path):
