@@ -36,10 +36,13 @@ class ClassifierFree:
     Attributes:
       scale: s; 1 is no guidance and costs no second evaluation. (The paper's own w is s - 1.)
       interval: guide only while lo <= t <= hi, elsewhere s = 1 (Kynkaanniemi et al. 2024).
+      start: whether t = 1 is guided too. Without it, a solver's first step has s = 1, whatever the
+        number of steps: samples part before guidance draws them together.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    start: bool = True
 
     def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
         """The guided field.
@@ -72,5 +75,6 @@ class ClassifierFree:
     ) -> Float[Array, "B *x"]:
         """The two branches' velocities to one."""
         lo, hi = self.interval
-        scale = jnp.where((t >= lo) & (t <= hi), self.scale, 1.0)
+        guided = (t >= lo) & (t <= hi) & (self.start | (t < 1))
+        scale = jnp.where(guided, self.scale, 1.0)
         return v_empty + along_rows(scale, v_text) * (v_text - v_empty)

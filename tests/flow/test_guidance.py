@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from cosdiff_jax.flow import guidance
+from cosdiff_jax.flow.solver import Euler
 from cosdiff_jax.shapes import TextStream
 
 
@@ -65,3 +66,28 @@ def test_one_call_reads_the_captions_and_then_the_empty_one_for_each(prompts):
     assert both.mask.shape[0] == 2 * prompts
     chex.assert_trees_all_equal(both.mask.sum(1), jnp.array([3] * prompts + [1] * prompts))
     chex.assert_trees_all_equal(both.keys[:, prompts:], jnp.ones((2, prompts, 3, 1, 4)))
+
+
+def test_without_its_start_guidance_is_off_at_one_and_nowhere_else():
+    v_text, v_empty = backbone(Z, T, TEXT), backbone(Z, T, EMPTY)
+    t = T.at[2].set(1.0)
+    whole = guidance.ClassifierFree(scale=4.0).combine(v_text, v_empty, t)
+    late = guidance.ClassifierFree(scale=4.0, start=False).combine(v_text, v_empty, t)
+    chex.assert_trees_all_close(late[2], v_text[2], rtol=1e-6)
+    assert not jnp.allclose(whole[2], v_text[2])
+    others = jnp.arange(6) != 2
+    chex.assert_trees_all_equal(late[others], whole[others])
+
+
+@pytest.mark.parametrize("steps", [1, 7, 25])
+def test_the_first_step_of_a_solver_is_the_one_at_one(steps):
+    z = jnp.zeros((6, 4))
+
+    def run(start, first, last):
+        velocity = guidance.ClassifierFree(scale=4.0, start=start)(backbone, TEXT, EMPTY)
+        return jax.jit(lambda z: Euler()(velocity, z, steps, first=first, last=last))(z)
+
+    plain = Euler()(lambda z, t: backbone(z, t, TEXT), z, steps, last=1)
+    chex.assert_trees_all_close(run(False, 0, 1), plain, rtol=1e-6)
+    assert not jnp.allclose(run(True, 0, 1), plain)
+    chex.assert_trees_all_equal(run(False, 1, steps), run(True, 1, steps))
