@@ -5,14 +5,19 @@ leading axes are groups (prompts) that never meet. A sample whose vector is zero
 every other, and a zero gradient.
 """
 
-from collections.abc import Sequence
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Array, Bool, Float
+
+from cosdiff_jax.diversity import blockwise
+
+RANKED = 1024
+"""The largest group whose pairs are all formed and ranked: half a million cosines."""
 
 
 def unit(f: Float[Array, "... F"]) -> Float[Array, "... F"]:
@@ -74,14 +79,8 @@ def mean_cosine_sharded(
     Raises:
       ValueError: N < 2, or a mesh axis that does not divide its array axis.
     """
-    _two(f.shape[-2])
-    if prompts is not None and f.ndim < 3:
-        raise ValueError("mean_cosine_sharded: to split prompts, features need a leading axis")
-    _divides(mesh, samples, f.shape[-2], "samples of a prompt")
-    _divides(mesh, prompts, f.shape[0], "prompts")
-    rest = [prompts] + [None] * (f.ndim - 3) if f.ndim > 2 else []
+    count = f.shape[-2]
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=Spec(*rest, samples, None), out_specs=Spec(*rest))
     def local(f: jax.Array) -> jax.Array:
         total, squares, _ = _sums(f, None)
         # One collective: the sum of squares rides along as one more feature.
@@ -89,8 +88,7 @@ def mean_cosine_sharded(
         packed = jax.lax.psum(packed, samples)
         return _mean_from_sums(packed[..., :-1], packed[..., -1], jnp.float32(count))
 
-    count = f.shape[-2]
-    return local(f)
+    return _on_mesh(local, f, mesh, samples, prompts)
 
 
 def top_cosine(
@@ -98,7 +96,9 @@ def top_cosine(
 ) -> Float[Array, "..."]:
     """Mean of the highest ``percent`` % of the cosines over pairs i < j, at least one pair.
 
-    O(N^2 F). 100 % gives ``mean_cosine``.
+    O(N^2 F) time. 100 % gives ``mean_cosine``. Up to 1,024 samples all pairs are ranked, and of
+    equal cosines the first are taken; larger groups go through ``blockwise.top_mean``, which keeps
+    no pair and lets ties share.
 
     Args:
       f: feature vectors; each group needs N >= 2.
@@ -109,26 +109,126 @@ def top_cosine(
     Raises:
       ValueError: N < 2, or ``percent`` outside (0, 100].
     """
-    n = f.shape[-2]
-    _two(n)
-    if not 0 < percent <= 100:
-        raise ValueError(f"top percent must be in (0, 100], got {percent}")
-    first, second = jnp.triu_indices(n, 1)
+    _two(f.shape[-2])
+    _percentage(percent)
+    if f.shape[-2] > RANKED:
+        return blockwise.top_mean(unit(f), percent, mask)
+    ranked, k = _ranked(f, percent, mask)
+    rank = jnp.arange(ranked.shape[-1]).reshape((1,) * (ranked.ndim - 1) + (-1,))
+    total = jnp.sum(jnp.where(rank < k[..., None], ranked, 0.0), axis=-1)
+    return total / jnp.maximum(k, 1.0)
+
+
+def percentile_cosine(
+    f: Float[Array, "... N F"], percent: float, mask: Bool[Array, "... N"] | None = None
+) -> Float[Array, "..."]:
+    """The cosine that ``percent`` % of the pairs i < j reach: the lowest ``top_cosine`` averages.
+
+    It is the k-th highest, k = ceil(percent / 100 pairs), exact up to 1,024 samples and to 1e-6
+    beyond. No gradient flows through it: that of one pair would say nothing about the group.
+
+    Args:
+      f: feature vectors; each group needs N >= 2.
+      percent: in (0, 100].
+      mask: True marks samples that count. A group with fewer than two of them gives 0.
+
+    Raises:
+      ValueError: N < 2, or ``percent`` outside (0, 100].
+    """
+    _two(f.shape[-2])
+    _percentage(percent)
+    f = jax.lax.stop_gradient(f)
+    if f.shape[-2] > RANKED:
+        return blockwise.percentile(unit(f), percent, mask)
+    ranked, k = _ranked(f, percent, mask)
+    last = jnp.maximum(k - 1, 0).astype(jnp.int32)[..., None]
+    return jnp.where(k > 0, jnp.take_along_axis(ranked, last, axis=-1)[..., 0], 0.0)
+
+
+def top_cosine_sharded(
+    f: Float[Array, "... N F"],
+    percent: float,
+    mesh: Mesh,
+    samples: str | Sequence[str],
+    prompts: str | Sequence[str] | None = None,
+) -> Float[Array, "..."]:
+    """``top_cosine`` where the samples of one group lie on different devices.
+
+    Each device keeps its own rows and one visitor's; see ``blockwise``. Arguments as for
+    ``mean_cosine_sharded``, for groups of any size.
+
+    Raises:
+      ValueError: as ``top_cosine``, or a mesh axis that does not divide its array axis.
+    """
+    _percentage(percent)
+    ring = _ring(mesh, samples, prompts)
+
+    def local(f: jax.Array) -> jax.Array:
+        return blockwise.top_mean(unit(f), percent, ring=ring)
+
+    return _on_mesh(local, f, mesh, samples, prompts)
+
+
+def percentile_cosine_sharded(
+    f: Float[Array, "... N F"],
+    percent: float,
+    mesh: Mesh,
+    samples: str | Sequence[str],
+    prompts: str | Sequence[str] | None = None,
+) -> Float[Array, "..."]:
+    """``percentile_cosine`` where the samples of one group lie on different devices, to 1e-6.
+
+    Arguments as for ``top_cosine_sharded``.
+
+    Raises:
+      ValueError: as ``percentile_cosine``, or a mesh axis that does not divide its array axis.
+    """
+    _percentage(percent)
+    ring = _ring(mesh, samples, prompts)
+
+    def local(f: jax.Array) -> jax.Array:
+        return blockwise.percentile(unit(f), percent, ring=ring)
+
+    return _on_mesh(local, f, mesh, samples, prompts)
+
+
+def _ranked(f: jax.Array, percent: float, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The cosines of all pairs i < j from the highest down, and k: how many ``percent`` % are."""
+    first, second = jnp.triu_indices(f.shape[-2], 1)
     pairs = cosine_matrix(f)[..., first, second]
     if mask is None:
         real = jnp.ones(pairs.shape, bool)
     else:
         real = jnp.broadcast_to(mask[..., first] & mask[..., second], pairs.shape)
-    # Left-out pairs sort behind every real one; the where below keeps them out of the sum.
+    # Left-out pairs sort behind every real one, and k keeps them out.
     order = jnp.argsort(jnp.where(real, -pairs, jnp.inf), axis=-1)
     ranked = jnp.take_along_axis(pairs, order, axis=-1)
-    available = jnp.sum(real, axis=-1, keepdims=True)
-    # The small slack keeps 10 % of 30 pairs at 3, whatever the rounding of 0.1.
-    wanted = jnp.ceil(available * (percent / 100.0) - 1e-4)
-    rank = jnp.arange(pairs.shape[-1]).reshape((1,) * (pairs.ndim - 1) + (-1,))
-    chosen = rank < wanted
-    total = jnp.sum(jnp.where(chosen, ranked, 0.0), axis=-1)
-    return total / jnp.maximum(wanted[..., 0], 1.0)
+    return ranked, blockwise.wanted(jnp.sum(real, axis=-1), percent)
+
+
+def _on_mesh(
+    local: Callable[[jax.Array], jax.Array],
+    f: jax.Array,
+    mesh: Mesh,
+    samples: str | Sequence[str],
+    prompts: str | Sequence[str] | None,
+) -> jax.Array:
+    """``local`` on each device's rows; it gives one value per group, alike along ``samples``."""
+    _two(f.shape[-2])
+    if prompts is not None and f.ndim < 3:
+        raise ValueError("to split prompts over a mesh, features need a leading axis")
+    _divides(mesh, samples, f.shape[-2], "samples of a prompt")
+    _divides(mesh, prompts, f.shape[0], "prompts")
+    rest = [prompts] + [None] * (f.ndim - 3) if f.ndim > 2 else []
+    inside, outside = Spec(*rest, samples, None), Spec(*rest)
+    return jax.shard_map(local, mesh=mesh, in_specs=inside, out_specs=outside)(f)
+
+
+def _ring(
+    mesh: Mesh, samples: str | Sequence[str], prompts: str | Sequence[str] | None
+) -> blockwise.Ring:
+    axes, others = _names(samples), _names(prompts)
+    return blockwise.Ring(axes=axes, size=_parts(mesh, axes), others=others)
 
 
 def _sums(f: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -153,12 +253,24 @@ def _two(n: int) -> None:
         raise ValueError(f"diversity needs at least 2 samples of each prompt, got {n}")
 
 
-def _divides(mesh: Mesh, axes: str | Sequence[str] | None, size: int, what: str) -> None:
-    names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-    parts = 1
+def _percentage(percent: float) -> None:
+    if not 0 < percent <= 100:
+        raise ValueError(f"top percent must be in (0, 100], got {percent}")
+
+
+def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _parts(mesh: Mesh, names: tuple[str, ...]) -> int:
+    """Number of devices along mesh axes."""
     for name in names:
         if name not in mesh.shape:
             raise ValueError(f"the mesh has no axis {name!r}, only {', '.join(mesh.shape)}")
-        parts *= mesh.shape[name]
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _divides(mesh: Mesh, axes: str | Sequence[str] | None, size: int, what: str) -> None:
+    parts = _parts(mesh, _names(axes))
     if size % parts:
         raise ValueError(f"{size} {what} cannot be split evenly over {parts} devices")
