@@ -166,7 +166,7 @@ def backbone() -> dict:
                 name="rope_2d",
                 ape=dict(max_size=64, base_size=16),
                 rope_1d=dict(base=10000.0),
-                rope_2d=dict(base=10000.0),
+                rope_2d=dict(base=10000.0, absolute=False),  # absolute: a table as well
                 rope_m=dict(base=10000.0),
             ),
             modulation=dict(
@@ -217,6 +217,7 @@ def objective() -> dict:
                 clip={},
                 hidden=dict(time=0.1, centre=False),
                 latent=dict(centre=True),
+                mix=dict(clip=0.5, hidden=0.0, latent=0.5),  # weights of the cosines
             ),
         ),
     )
@@ -225,13 +226,23 @@ def objective() -> dict:
 def cosine() -> dict:
     """The diversity term."""
     return dict(
-        schedule=dict(  # lambda(step); warmup and ramp in steps
+        schedule=dict(  # lambda(step); warmup, ramp and until in steps
             name="linear",
             constant=dict(value=0.02),
-            linear=dict(end=0.02, warmup=0, ramp=0),
-            cosine=dict(end=0.02, warmup=0, ramp=0),
+            linear=dict(end=0.02, warmup=0, ramp=0, until=None),
+            cosine=dict(end=0.02, warmup=0, ramp=0, until=None),
+            # finds the weight that holds the mean cosine at the one wanted
+            controller=dict(wanted=0.8, gain=0.01, largest=0.2, warmup=0),
         ),
-        measure=dict(name="mean", mean={}, top=dict(percent=20.0)),
+        measure=dict(
+            name="mean",
+            mean={},
+            top=dict(percent=20.0),
+            sampled=dict(pairs=16),
+            log_determinant=dict(ridge=1e-3),
+            vendi=dict(ridge=1e-3),
+        ),
+        bank=dict(name="none", none={}, fifo=dict(slots=8)),  # slots: kept of each prompt
         target=dict(
             name="real", real=dict(margin=0.0), fixed=dict(cosine=-1.0)
         ),  # real: what the real pictures of the same prompt have
@@ -259,6 +270,46 @@ def optimizer() -> dict:
     )
 
 
+def diversity() -> dict:
+    """How samples of one prompt are kept apart while sampling; nothing by default."""
+    low = dict(cutoff=0.25, base=dict(name="antithetic", orthogonal={}, antithetic={}))
+    return dict(
+        noise=dict(
+            name="independent",
+            independent={},
+            orthogonal={},
+            antithetic={},
+            repelled=dict(cosine=-0.1),  # of every pair
+            low_frequency=low,  # cutoff: share of the Nyquist frequency
+        ),
+        # moves: of the noise, each through a rollout of so many steps; rate: in lengths of it
+        descent=dict(name="none", none={}, cosine=dict(moves=8, rate=0.05, pull=0.0, rollout=4)),
+        condition=dict(  # captions hidden in noise above t = tau2, clear below tau1
+            name="none", none={}, cads=dict(tau1=0.6, tau2=0.9, scale=0.25, rescale=1.0)
+        ),
+        repulsion=dict(  # interval: of t; largest: bound on |change of v| / |v|
+            name="none",
+            none={},
+            # weight: grows with the root of the number of latent values; 1,024 here
+            particle=dict(weight=100.0, interval=(0.5, 0.99), largest=0.5),
+            svgd=dict(weight=1.0, interval=(0.5, 0.99), largest=0.5),
+            diverse_flow=dict(
+                weight=100.0, interval=(0.5, 0.99), largest=0.5, spread=1.0, jitter=1e-3
+            ),
+        ),
+        view=dict(name="none", none={}, clip={}, latent=dict(centre=True)),  # of the two above
+        selection=dict(  # which candidates are kept, by CLIP's features and scores
+            name="programme",
+            max_min={},
+            min_sum={},
+            relevance=dict(balance=0.5),
+            volume=dict(quality=1.0),
+            medoids=dict(iterations=10),
+            programme=dict(weight=1.5, restarts=8, exact_below=20),
+        ),
+    )
+
+
 def sample() -> dict:
     """How a run is looked at: a grid every so often, numbers at the first and the last step."""
     return dict(
@@ -270,5 +321,6 @@ def sample() -> dict:
         solver=dict(name="euler", euler={}, heun={}),
         guidance=guidance(scale=5.0),
         rows=64,  # pictures drawn at once
+        **diversity(),
         batches=8,  # held-out batches, for objectives that draw nothing
     )

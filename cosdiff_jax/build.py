@@ -23,11 +23,22 @@ from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.folder import FolderGroups
 from cosdiff_jax.data.scenes import builder, grammar
 from cosdiff_jax.data.scenes.source import ScenesGroups, ScenesPairs
-from cosdiff_jax.diversity import control
+from cosdiff_jax.diversity import (
+    bank,
+    control,
+    measure,
+    noise,
+    repulsion,
+    schedule,
+    selection,
+)
+from cosdiff_jax.diversity.programme import QuadraticProgram
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.features.latent import LatentFeature
+from cosdiff_jax.features.mix import Mix
 from cosdiff_jax.flow import guidance, prediction, solver, timestep, trajectory, weighting
+from cosdiff_jax.flow.condition import Cads
 from cosdiff_jax.metrics import scenes
 from cosdiff_jax.metrics.digits import DigitMetric
 from cosdiff_jax.models import dit, fuse_dit, fusion, modulation, position
@@ -39,7 +50,7 @@ from cosdiff_jax.objectives.contrastive import Contrastive
 from cosdiff_jax.objectives.flow_matching import FlowMatching
 from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.optimizer import AdamW, Muon
-from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.sampler import Descent, Sampler
 from cosdiff_jax.shapes import Frozen, Params
 
 _log = logging.getLogger(__name__)
@@ -54,12 +65,43 @@ WEIGHTINGS = {"constant": weighting.Constant}
 SOLVERS = {"euler": solver.Euler, "heun": solver.Heun}
 GUIDANCES = {"classifier_free": guidance.ClassifierFree}
 SCHEDULES = {
-    "constant": control.Constant,
-    "linear": control.LinearRamp,
-    "cosine": control.CosineRamp,
+    "constant": schedule.Constant,
+    "linear": schedule.LinearRamp,
+    "cosine": schedule.CosineRamp,
+    "controller": schedule.Controller,
 }
-MEASURES = {"mean": control.MeanCosine, "top": control.TopCosine}
+MEASURES = {
+    "mean": measure.MeanCosine,
+    "top": measure.TopCosine,
+    "sampled": measure.SampledCosine,
+    "log_determinant": measure.LogDeterminant,
+    "vendi": measure.Vendi,
+}
+BANKS = {"none": lambda: None, "fifo": bank.Bank}
 TARGETS = {"real": control.RealPictures, "fixed": control.Fixed}
+NOISES = {
+    "independent": noise.Independent,
+    "orthogonal": noise.Orthogonal,
+    "antithetic": noise.Antithetic,
+    "repelled": noise.Repelled,
+    "low_frequency": lambda **knobs: _nested(noise.LowFrequency, base=NOISES)(**knobs),
+}
+DESCENTS = {"none": lambda: None, "cosine": Descent}
+CONDITIONS = {"none": lambda: None, "cads": Cads}
+REPULSIONS = {
+    "none": lambda: None,
+    "particle": repulsion.ParticleGuidance,
+    "svgd": repulsion.Svgd,
+    "diverse_flow": repulsion.DiverseFlow,
+}
+SELECTIONS = {
+    "max_min": selection.MaxMin,
+    "min_sum": selection.MinSum,
+    "relevance": selection.MaximalMarginalRelevance,
+    "volume": selection.DeterminantalPointProcess,
+    "medoids": selection.KMedoids,
+    "programme": QuadraticProgram,
+}
 POSITIONS = {
     "ape": position.Ape,
     "rope_1d": position.Rope1D,
@@ -141,7 +183,7 @@ PREDICTIONS = {
 DIVERSITIES = {
     "none": lambda: None,
     "cosine": _nested(
-        control.CosineDiversity, schedule=SCHEDULES, measure=MEASURES, target=TARGETS
+        control.CosineDiversity, schedule=SCHEDULES, measure=MEASURES, target=TARGETS, bank=BANKS
     ),
 }
 
@@ -273,14 +315,21 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     knobs = config.objective.flow_matching
     diversity = make(DIVERSITIES, knobs.diversity)
     predicts = diversity is not None or knobs.alignment > 0
-    looks = knobs.feature.name if predicts else ""
-    needs_clip = looks == "clip" or knobs.alignment > 0
+    looks = _looks(knobs.feature) if predicts else set()
+    needs_clip = "clip" in looks or knobs.alignment > 0
     nets = models(config, ("language_model", "vae", "backbone", *(("clip",) if needs_clip else ())))
-    features = {
+    views: dict[str, Callable] = {
         "clip": lambda: ClipFeature(clip=nets.clip, vae=nets.vae),
         "hidden": lambda **knobs: HiddenFeature(backbone=nets.backbone, **knobs),
         "latent": LatentFeature,
     }
+
+    def mix(**weights: float) -> Mix:
+        used = {name: weight for name, weight in weights.items() if weight}
+        parts = tuple(make(views, {**knobs.feature, "name": name}) for name in used)
+        return Mix(parts=parts, weights=tuple(used.values()))
+
+    features = {**views, "mix": mix}
     objective = FlowMatching(
         backbone=nets.backbone,
         language_model=nets.language_model,
@@ -297,9 +346,16 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
         prediction=make(PREDICTIONS, knobs.prediction),
         feature=make(features, knobs.feature) if predicts else None,
     )
-    anchored = knobs.anchor > 0 or looks == "hidden"
+    anchored = knobs.anchor > 0 or "hidden" in looks
     needs = ("llm", "vae") + ("clip",) * needs_clip + ("anchor",) * anchored
     return objective, needs
+
+
+def _looks(feature: Entry) -> set[str]:
+    """The views that a feature is made of."""
+    if feature.name != "mix":
+        return {feature.name}
+    return {name for name, weight in feature.mix.items() if weight}
 
 
 OBJECTIVES: dict[str, Callable[[Any], tuple[Any, tuple[str, ...]]]] = {
@@ -339,18 +395,37 @@ def latent_shape(config: Any, images: tuple[int, int, int]) -> tuple[int, int, i
 
 def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sampler:
     """Draws pictures as ``config.sample`` says; ``changes`` are the sampler's own fields."""
-    nets = models(config, ("language_model", "vae", "backbone"))
+    knobs = config.sample
+    looks = _choice(knobs, "view")["name"] == "clip"
+    nets = models(config, ("language_model", "vae", "backbone", *(("clip",) if looks else ())))
     fields = dict(
         backbone=nets.backbone,
         language_model=nets.language_model,
         vae=nets.vae,
         shape=latent_shape(config, images),
-        steps=config.sample.steps,
-        guidance=make(GUIDANCES, config.sample.guidance),
-        solver=make(SOLVERS, config.sample.solver),
-        rows=config.sample.rows,
+        steps=knobs.steps,
+        guidance=make(GUIDANCES, knobs.guidance),
+        solver=make(SOLVERS, knobs.solver),
+        rows=knobs.rows,
+        noise=make(NOISES, _choice(knobs, "noise", "independent")),
+        descent=make(DESCENTS, _choice(knobs, "descent")),
+        condition=make(CONDITIONS, _choice(knobs, "condition")),
+        repulsion=make(REPULSIONS, _choice(knobs, "repulsion")),
+        view=make(
+            {
+                "none": lambda: None,
+                "clip": lambda: ClipFeature(clip=nets.clip, vae=nets.vae),
+                "latent": LatentFeature,
+            },
+            _choice(knobs, "view"),
+        ),
     )
     return Sampler(**{**fields, **changes})
+
+
+def _choice(sample: Any, name: str, default: str = "none") -> Entry:
+    """A choice of the menu that recipes stored by older versions lack."""
+    return sample.get(name, {"name": default})
 
 
 def measures(data: str, items: list[dict[str, Any]]) -> list[Callable]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from cosdiff_jax import build, job, trained, weights
+from cosdiff_jax import build, diverse, job, trained, weights
 from cosdiff_jax.data import tokenizer as tokenizers
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.groups import to_float
@@ -47,6 +47,8 @@ def pictures(
     steps: int,
     guidance: float | None,
     seed: int,
+    method: str = "independent",
+    candidates: int | None = None,
     sheet: Path | None = None,
 ) -> tuple[Table, Table]:
     """Measures of a text-to-image model's pictures, and of as many true ones.
@@ -59,33 +61,37 @@ def pictures(
       steps: of the solver.
       guidance: scale of classifier-free guidance; None as the recipe says.
       seed: of prompts, true pictures and noise.
+      method: how the pictures of a prompt are kept different (``diverse.METHODS``).
+      candidates: how many are drawn to choose from.
       sheet: PNG file for the pictures of the first prompts.
 
     Raises:
       ValueError: something the user can put right, in one line.
     """
-    model = trained.load(source)
+    diverse.overlay(method)
+    model = trained.load(source, ("llm", "vae", "clip"))
     config = model.config
     if config.data.name != metric:
         raise ValueError(f"{source} was trained on {config.data.name}, not on {metric}")
-    frozen = dict(model.frozen)
-    try:
-        frozen |= build.frozen(config, ("clip",))
-    except ValueError as error:
-        print(f"without CLIP's measures: {error}", file=sys.stderr)
-    config.seed = seed
-    config.sample.update(prompts=prompts, num=num, shown=min(prompts, 8), steps=steps)
-    if guidance is not None:
-        config.sample.guidance.classifier_free.scale = float(guidance)
+    config.sample.update(prompts=prompts, num=num, shown=min(prompts, 8))
     if metric == "scenes":
         items = held_out(prompts, num, seed)
     else:
         items = DigitGroups(split="test", samples=num, number=prompts, seed=seed)
-    judge = job.drawn(config, items, model.tokenizer, frozen)
-    look = judge(model.params, model.frozen, measure=True)
-    if sheet is not None and look.images is not None:
-        grid.write_png(sheet, look.images, judge.captions)
-    return look.table, judge.truth
+    judge = job.drawn(config, items, model.tokenizer, model.frozen)
+    samples = diverse.diverse_samples(
+        model,
+        judge.prompts,
+        num=num,
+        method=method,
+        candidates=candidates,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+    )
+    if sheet is not None:
+        grid.write_png(sheet, samples.images[: judge.shown], judge.captions)
+    return judge.measured(samples.images), judge.truth
 
 
 def clip(source: str, *, prompts: int, seed: int) -> Table:
@@ -125,7 +131,8 @@ def llm(source: str, *, prompts: int, seed: int) -> Table:
     length = 1 + max(words.count(caption) for caption in captions)
     tokens, mask = words.encode(captions, length, eos=True)
     batch = Batch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
-    logs = jax.jit(NextToken(llm=network))(params, {}, batch, jax.random.key(0), jnp.int32(0))[1]
+    look = jax.jit(NextToken(llm=network))
+    _, (logs, _) = look(params, {}, batch, jax.random.key(0), jnp.int32(0), {})
     return {name: float(value) for name, value in logs.items()}
 
 
@@ -196,6 +203,8 @@ def define() -> None:
     flags.DEFINE_integer("steps", 25, "Solver steps", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Scale s; by default the recipe's")
     flags.DEFINE_integer("seed", 0, "Of prompts, true pictures and noise", lower_bound=0)
+    flags.DEFINE_string("method", "independent", f"Joined by +: {', '.join(diverse.METHODS)}")
+    flags.DEFINE_integer("candidates", None, "Drawn to choose --num from", lower_bound=1)
     flags.DEFINE_string("out", None, "JSON file; by default evaluation_METRIC.json in workdir")
 
 
@@ -215,7 +224,13 @@ def main(argv: list[str]) -> None:
             found, true = run(source, prompts=FLAGS.prompts, seed=FLAGS.seed), None
         else:
             source = FLAGS.workdir or FLAGS.model or "fusion_base"
-            options = {"num": FLAGS.num, "steps": FLAGS.steps, "guidance": FLAGS.guidance}
+            options = {
+                "num": FLAGS.num,
+                "steps": FLAGS.steps,
+                "guidance": FLAGS.guidance,
+                "method": FLAGS.method,
+                "candidates": FLAGS.candidates,
+            }
             found, true = pictures(
                 source,
                 metric,

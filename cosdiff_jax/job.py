@@ -36,6 +36,7 @@ class Job:
       params: weights to start from, numpy; None starts from scratch.
       rule, rate, ema: the optimizer's parts.
       stream: ``(shard, shards) -> iterator`` over the training data.
+      prompts: how many prompts it has.
       judge: pictures and numbers of a set of weights.
       tokenizer: of the captions.
       entry: menu entry of the trained network.
@@ -48,6 +49,7 @@ class Job:
     rate: optax.Schedule
     ema: optimizer.Ema
     stream: Callable[[int, int], grain.DatasetIterator]
+    prompts: int
     judge: Judge
     tokenizer: Tokenizer
     entry: build.Entry
@@ -98,6 +100,7 @@ def prepare(config: Any) -> Job:
         ),
         ema=optimizer.Ema(**knobs.ema),
         stream=stream,
+        prompts=groups.count_prompts(data),
         judge=_judge(config, objective, encode, frozen),
         tokenizer=words,
         entry=build.resolve(config[role]),

@@ -97,7 +97,7 @@ class Drawn:
 
     @functools.cached_property
     def _truth(self) -> dict[str, float]:
-        return self._measure(self.groups)
+        return self.measured(self.groups)
 
     def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
         """Draw; without ``measure`` only the prompts shown."""
@@ -112,9 +112,10 @@ class Drawn:
                 num=self.groups.shape[1],
             )
         )
-        return Look(table=self._measure(drawn) if measure else {}, images=drawn[: self.shown])
+        return Look(table=self.measured(drawn) if measure else {}, images=drawn[: self.shown])
 
-    def _measure(self, groups: Groups) -> dict[str, float]:
+    def measured(self, groups: Groups) -> dict[str, float]:
+        """The measures of any pictures of these prompts."""
         return {name: value for one in self.measures for name, value in one(groups).items()}
 
 
@@ -174,7 +175,7 @@ class HeldOut:
 
     @functools.cached_property
     def _logs(self) -> Callable:
-        return jax.jit(lambda *args: self.objective(*args)[1])
+        return jax.jit(lambda *args: self.objective(*args)[1][0])
 
     def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
         """Average the logs over the held-out batches."""
@@ -182,7 +183,7 @@ class HeldOut:
         stream = self.batches() if measure else iter(())
         for index, rows in zip(range(self.number), stream, strict=False):
             batch = Batch(**jax.tree.map(jnp.asarray, rows))
-            logs = self._logs(params, frozen, batch, jax.random.key(index), jnp.int32(0))
+            logs = self._logs(params, frozen, batch, jax.random.key(index), jnp.int32(0), {})
             for name, value in logs.items():
                 total.setdefault(name, 0.0)
                 total[name] += float(value) / self.number

@@ -130,13 +130,14 @@ def chain(rule: Rule, rate: optax.Schedule, *, clip: float = 0.0) -> optax.Gradi
 
 
 def accumulated(value_and_grad: Callable, parts: int) -> Callable:
-    """Run ``value_and_grad(params, frozen, batch, key, step)`` on parts of a batch in turn.
+    """Run ``value_and_grad(params, frozen, batch, key, step, memory)`` on parts of a batch in turn.
 
-    The result is the mean over the parts: memory falls by their number, the batch stays what the
-    config says. Part i takes prompts i, i + parts, ...: every device splits its own rows.
+    Loss, logs and gradients are the mean over the parts: space falls by their number, the batch
+    stays what the config says. Part i takes prompts i, i + parts, ...: every device splits its
+    own rows. What the objective remembers goes from part to part.
 
     Args:
-      value_and_grad: returns ``((loss, logs), grads)``.
+      value_and_grad: returns ``((loss, (logs, memory)), grads)``.
       parts: how many; 1 changes nothing.
 
     Raises:
@@ -160,21 +161,25 @@ def accumulated(value_and_grad: Callable, parts: int) -> Callable:
 
         return [one(leaf) for leaf in jax.tree.leaves(batch)]
 
-    def over_parts(params, frozen, batch, key, step):
+    def over_parts(params, frozen, batch, key, step, memory):
         form = jax.tree.structure(batch)
 
-        def part(number, leaves):
-            rows = jax.tree.unflatten(form, leaves)
-            return value_and_grad(params, frozen, rows, jax.random.fold_in(key, number), step)
+        def part(memory, number, leaves):
+            rows, now = jax.tree.unflatten(form, leaves), jax.random.fold_in(key, number)
+            (loss, (logs, memory)), grads = value_and_grad(params, frozen, rows, now, step, memory)
+            return memory, (loss, logs, grads)
 
-        def body(total, piece):
-            return jax.tree.map(jnp.add, total, part(*piece)), None
+        def body(carried, piece):
+            total, memory = carried
+            memory, values = part(memory, *piece)
+            return (jax.tree.map(jnp.add, total, values), memory), None
 
         pieces = (jnp.arange(parts), split(batch))
-        like = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], pieces))
+        _, like = jax.eval_shape(part, memory, *jax.tree.map(lambda x: x[0], pieces))
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        total, _ = jax.lax.scan(body, zero, pieces)
-        return jax.tree.map(lambda x: x / parts, total)
+        (total, memory), _ = jax.lax.scan(body, (zero, memory), pieces)
+        loss, logs, grads = jax.tree.map(lambda x: x / parts, total)
+        return (loss, (logs, memory)), grads
 
     return over_parts
 

@@ -1,26 +1,52 @@
-"""Noise to pictures: backbone -> guidance -> solver -> autoencoder, K samples for each prompt.
+"""Noise to pictures: backbone -> guidance -> repulsion -> solver -> autoencoder, K for each prompt.
 
 A caption is read once, however many samples and steps follow. The noise of a sample depends on
 the key, on its prompt's seed and on its number k alone, so four samples are the first four of
-eight, and a prompt draws the same pictures whatever other prompts stand beside it.
+eight, and a prompt draws the same pictures whatever other prompts stand beside it. Samples that
+repel one another, or whose noise is optimised together, are a group: then K matters as well.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from cosdiff_jax import rng
+from cosdiff_jax.diversity import noise as noises
+from cosdiff_jax.diversity import similarity
+from cosdiff_jax.diversity.repulsion import Repulsion
+from cosdiff_jax.features.feature import Feature
+from cosdiff_jax.flow.condition import Annealed, Cads
 from cosdiff_jax.flow.guidance import ClassifierFree, Guidance
-from cosdiff_jax.flow.solver import Euler, Solver
+from cosdiff_jax.flow.solver import Euler, Solver, Velocity
 from cosdiff_jax.models import captions
 from cosdiff_jax.shapes import Frozen, Params, TextStream
 from cosdiff_jax.sharding import constrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """Moves a group's noise until a short rollout from it is less alike (``noise.optimise``).
+
+    Attributes:
+      moves: how many times; each costs a rollout and its gradient.
+      rate: of a move, in lengths of the noise.
+      pull: share of the way back to the start after each move.
+      rollout: solver steps of the short rollout.
+    """
+
+    moves: int = 8
+    rate: float = 0.05
+    pull: float = 0.0
+    rollout: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +61,13 @@ class Sampler:
       steps: solver steps from noise to data.
       guidance: how closely captions are followed.
       solver: the rule of a step.
-      rows: pictures drawn at once; bounds the memory, changes nothing else.
+      rows: pictures drawn at once; bounds the memory, changes nothing else. A group that is
+        coupled on the way is always drawn at once.
+      noise: the joint law of the K starting points of a prompt.
+      descent: how the noise is optimised; None leaves it as drawn.
+      condition: how captions are annealed; None shows them as they are.
+      repulsion: what keeps the samples of a prompt apart on the way.
+      view: the feature that repulsion and descent compare, of latents; None compares latents.
     """
 
     backbone: nn.Module
@@ -46,12 +78,21 @@ class Sampler:
     guidance: Guidance = field(default_factory=ClassifierFree)
     solver: Solver = field(default_factory=Euler)
     rows: int = 64
+    noise: noises.Noise = field(default_factory=noises.Independent)
+    descent: Descent | None = None
+    condition: Cads | None = None
+    repulsion: Repulsion | None = None
+    view: Feature | None = None
 
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, not {self.rows}")
+        blind = self.repulsion is not None and not hasattr(self.repulsion, "feature")
+        if blind and self.view is not None:
+            kind = type(self.repulsion).__name__
+            raise ValueError(f"{kind} compares noisy latents: it cannot look through a feature")
 
     def __call__(
         self,
@@ -82,38 +123,103 @@ class Sampler:
             raise ValueError(f"nothing to draw: {prompts} prompts, {num} samples of each")
 
         # Equal chunks, so that there is one program; what pads the last one is drawn and dropped.
-        samples = _even(num, self.rows)
+        coupled = self.repulsion is not None or self.descent is not None
+        samples = num if coupled else _even(num, self.rows)
         chunk = _even(prompts, max(1, self.rows // samples))
         places = np.arange(math.ceil(prompts / chunk) * chunk) % prompts
-        numbers = np.arange(math.ceil(num / samples) * samples)
+        numbers = np.arange(math.ceil(num / samples) * samples) % num
         drawn = []
         for rows in np.split(places, len(places) // chunk):
-            text, empty = self._read(frozen, tokens[rows], mask[rows])
+            text, empty = self.read(frozen, tokens[rows], mask[rows])
+            start, keys = self.start(key, seeds[rows], num)
             columns = [
-                np.asarray(self._draw(params, frozen, text, empty, key, seeds[rows], k))
+                np.asarray(self._draw(params, frozen, text, empty, start[:, k], keys[:, k]))
                 for k in np.split(numbers, len(numbers) // samples)
             ]
             drawn.append(np.concatenate(columns, axis=1)[:, :num])
         return np.concatenate(drawn)[:prompts]
 
-    def noise(
-        self, key: jax.Array, seeds: Int[Array, " P"], numbers: Int[Array, " K"]
-    ) -> Float[Array, "P K h w c"]:
-        """Standard normal starting points of samples ``numbers`` of prompts with these seeds."""
+    @functools.cached_property
+    def start(self) -> Callable[[jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]:
+        """(key, seeds "P", K) -> starting points "P K h w c", and one key "P K" for each."""
 
-        def one(seed: jax.Array, number: jax.Array) -> jax.Array:
-            return jax.random.normal(
-                jax.random.fold_in(jax.random.fold_in(key, seed), number), self.shape
-            )
+        def start(key: jax.Array, seeds: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+            def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+                own = jax.random.fold_in(key, seed)
+                keys = jax.vmap(lambda k: jax.random.fold_in(own, k))(jnp.arange(number))
+                return self.noise(own, number, self.shape), keys
 
-        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(seeds, numbers)
+            return jax.vmap(one)(seeds)
+
+        return jax.jit(start, static_argnums=2)
 
     @functools.cached_property
-    def _read(self):
+    def read(self) -> Callable[..., tuple[TextStream, TextStream]]:
+        """(frozen, tokens, mask) -> the captions' streams and the empty caption's."""
+
         def read(frozen, tokens, mask):
             return captions.read(self.language_model, frozen["llm"], self.backbone, tokens, mask)
 
         return jax.jit(read)
+
+    def field(
+        self,
+        params: Params,
+        frozen: Frozen,
+        text: TextStream,
+        empty: TextStream,
+        keys: Key[Array, " B"],
+    ) -> Velocity:
+        """The velocity that is followed: guided, its caption annealed, its samples kept apart."""
+        velocity = self._guided(params, text, empty, keys)
+        if self.repulsion is None:
+            return velocity
+        repulsion = self.repulsion
+        if self.view is not None:
+            see = functools.partial(self.view, frozen)
+            repulsion = dataclasses.replace(repulsion, feature=see)  # pyright: ignore
+        return repulsion(velocity, keys.shape[0] // text.mask.shape[0])
+
+    def pictures(self, frozen: Frozen, z: Float[Array, "B h w c"]) -> Float[Array, "B X Y C"]:
+        """Latents decoded, where there is an autoencoder, and clipped to [-1, 1]."""
+        if self.vae is not None:
+            z = cast(Array, self.vae.apply({"params": frozen["vae"]}, z, method="to_images"))
+        return jnp.clip(z, -1, 1)
+
+    def _guided(
+        self, params: Params, text: TextStream, empty: TextStream, keys: jax.Array
+    ) -> Velocity:
+        def backbone(z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
+            v: Any = self.backbone.apply({"params": params}, z, t, text)
+            return v.astype(jnp.float32)
+
+        guidance = self.guidance
+        if self.condition is not None:
+            hidden = jax.vmap(lambda key: rng.named(key, "condition")["condition"])(keys)
+            guidance = Annealed(guidance=guidance, condition=self.condition, keys=hidden)
+        return guidance(backbone, text, empty)
+
+    def _descend(
+        self,
+        frozen: Frozen,
+        velocity: Velocity,
+        z: Float[Array, "B h w c"],
+        samples: int,
+        descent: Descent,
+    ) -> Float[Array, "B h w c"]:
+        def alike(x0: jax.Array) -> jax.Array:
+            f = x0.reshape(x0.shape[0], -1) if self.view is None else self.view(frozen, x0)
+            return similarity.mean_cosine(f.reshape(-1, samples, f.shape[-1]))
+
+        moved, _ = noises.optimise(
+            lambda z: self.solver(jax.checkpoint(velocity), z, descent.rollout),
+            z,
+            alike,
+            steps=descent.moves,
+            rate=descent.rate,
+            pull=descent.pull,
+        )
+        return moved
 
     @functools.cached_property
     def _draw(self):
@@ -122,21 +228,17 @@ class Sampler:
             frozen: Frozen,
             text: TextStream,
             empty: TextStream,
-            key: jax.Array,
-            seeds: jax.Array,
-            numbers: jax.Array,
+            start: jax.Array,
+            keys: jax.Array,
         ) -> jax.Array:
-            def backbone(z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
-                v: Any = self.backbone.apply({"params": params}, z, t, text)
-                return v.astype(jnp.float32)
-
-            noise = self.noise(key, seeds, numbers)
-            groups = noise.shape[:2]
-            z: Any = constrain(noise.reshape(-1, *self.shape))
-            z = self.solver(self.guidance(backbone, text, empty), z, self.steps)
-            if self.vae is not None:
-                z = self.vae.apply({"params": frozen["vae"]}, z, method="to_images")
-            return jnp.clip(z, -1, 1).reshape(*groups, *z.shape[1:])
+            keys = keys.reshape(-1)
+            z: Any = constrain(start.reshape(-1, *self.shape))
+            if self.descent is not None and start.shape[1] > 1:
+                plain = self._guided(params, text, empty, keys)
+                z = self._descend(frozen, plain, z, start.shape[1], self.descent)
+            z = self.solver(self.field(params, frozen, text, empty, keys), z, self.steps)
+            images = self.pictures(frozen, z)
+            return images.reshape(*start.shape[:2], *images.shape[1:])
 
         return jax.jit(draw)
 

@@ -27,18 +27,24 @@ Logs = dict[str, jax.Array]
 """Scalars to write down, by name."""
 
 
+Memory = Any
+"""What an objective remembers from step to step: a pytree of arrays, empty where it forgets."""
+
+
 @flax.struct.dataclass
 class Batch:
     """What one training step sees. The text side has P rows, the image side B = P K.
 
     ``latents``, where present, are the encoded and normalised form of the same pictures, and then
-    ``images`` may be absent. Language-model training has neither.
+    ``images`` may be absent. Language-model training has neither. ``prompt`` numbers the training
+    prompts, for what is remembered of each.
     """
 
     tokens: Int[Array, "P T"]
     mask: Bool[Array, "P T"]
     images: Float[Array, "B X Y C"] | None = None
     latents: Float[Array, "B h w c"] | None = None
+    prompt: Int[Array, " P"] | None = None
 
 
 @flax.struct.dataclass
@@ -64,3 +70,4 @@ class TrainState:
     params: Params
     opt_state: Any
     ema: Params
+    memory: Memory

@@ -30,6 +30,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(down|mlp_out|fc2|out)/kernel$", ("tensor", "fsdp")),
     (r"(^|/)embed\w*/embedding$", ("tensor", "fsdp")),
     (r"/kernel$", ("fsdp", "tensor")),
+    (r"(^|/)bank$", ("data", None, None)),
     (r"(embedding|position\w*|table|token|start|projection)$", (None, "fsdp")),
     (r"(bias|scale|weight|temperature|count|step|ns_coeffs)$", ()),
 )

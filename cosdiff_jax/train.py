@@ -69,15 +69,20 @@ def train(config, workdir: str) -> TrainState:
         key = jax.random.key(config.seed)
         chain = optimizer.chain(job.rule, job.rate, clip=config.optimizer.clip)
 
-        def init(key, batch, params):
+        def init(key, frozen, batch, params):
             params = job.objective.init(key, batch) if params is None else params
-            zero = jnp.zeros((), jnp.int32)
-            return TrainState(step=zero, params=params, opt_state=chain.init(params), ema=params)
+            return TrainState(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                opt_state=chain.init(params),
+                ema=params,
+                memory=job.objective.start(frozen, batch, job.prompts),
+            )
 
         # The state is born in its place: jit(chain.init) alone would return replicated moments.
-        shapes = jax.eval_shape(init, key, example, initial)
+        shapes = jax.eval_shape(init, key, frozen, example, initial)
         places = sharding.place(shapes, mesh)
-        state = jax.jit(init, out_shardings=places)(key, example, initial)
+        state = jax.jit(init, out_shardings=places)(key, frozen, example, initial)
         restored = checkpoints.restore(checkpoint.abstract(state), repair=True)
         if restored is not None:
             state = restored.state
@@ -92,13 +97,16 @@ def train(config, workdir: str) -> TrainState:
         def train_step(state, frozen, batch):
             # Draws depend on the seed and the step only: a resumed run repeats them.
             now = jax.random.fold_in(key, state.step)
-            (_, logs), grads = value_and_grad(state.params, frozen, batch, now, state.step)
+            (_, (logs, memory)), grads = value_and_grad(
+                state.params, frozen, batch, now, state.step, state.memory
+            )
             updates, opt_state = chain.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             step = state.step + 1
             logs["gradient_norm"] = optax.global_norm(grads)
             logs["learning_rate"] = job.rate(state.step)
-            return TrainState(step, params, opt_state, job.ema(state.ema, params, step)), logs
+            ema = job.ema(state.ema, params, step)
+            return TrainState(step, params, opt_state, ema, memory), logs
 
         train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
 

@@ -7,7 +7,8 @@ weights is one that a finished run left (``runs/x/model``) or one inside the pac
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from ml_collections import ConfigDict
 
 from cosdiff_jax import build, checkpoint, weights
 from cosdiff_jax.data.tokenizer import Tokenizer
-from cosdiff_jax.flow.guidance import ClassifierFree
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Frozen, Params
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,14 +52,34 @@ class Trained:
         side = data.folder.size if data.name == "folder" else 64
         return side, side, 3
 
-    def sampler(self, *, steps: int | None = None, guidance: float | None = None) -> Sampler:
-        """Draws with so many steps and so much guidance; None means as the recipe says."""
-        changes: dict[str, Any] = {}
+    def sampler(
+        self,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sample: Mapping[str, Any] | None = None,
+    ) -> Sampler:
+        """Draws as the recipe says, but for what is given.
+
+        Args:
+          steps: of the solver.
+          guidance: scale of classifier-free guidance.
+          sample: other fields of the menu's ``sample``, nested as there.
+        """
+        return build.sampler(self.as_asked(steps, guidance, sample), self.shape)
+
+    def as_asked(
+        self, steps: int | None, guidance: float | None, sample: Mapping[str, Any] | None
+    ) -> Any:
+        """The recipe with these changes to its ``sample``."""
+        config: Any = ConfigDict(json.loads(self.config.to_json_best_effort()))
+        # Recipes stored by older versions lack the choices that came later.
+        config.sample.update(dict(sample or {}))
         if steps is not None:
-            changes["steps"] = steps
+            config.sample.steps = steps
         if guidance is not None:
-            changes["guidance"] = ClassifierFree(scale=float(guidance))
-        return build.sampler(self.config, self.shape, **changes)
+            config.sample.guidance.classifier_free.scale = float(guidance)
+        return config
 
     def draw(
         self, sampler: Sampler, prompts: Sequence[str], *, num: int, seed: int
@@ -67,10 +89,18 @@ class Trained:
         Raises:
           ValueError: a prompt is longer than the model's context.
         """
-        tokens, mask = self.tokenizer.encode(prompts, self.config.data.context)
-        seeds = np.array([_number(prompt) for prompt in prompts], np.int32)
+        tokens, mask, seeds = self.read(prompts)
         key = jax.random.key(seed)
         return sampler(self.params, self.frozen, tokens, mask, key, num=num, seeds=seeds)
+
+    def read(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens and mask "P T" of the prompts, and a number "P" that is each prompt's own.
+
+        Raises:
+          ValueError: a prompt is longer than the model's context.
+        """
+        tokens, mask = self.tokenizer.encode(prompts, self.config.data.context)
+        return tokens, mask, np.array([_number(prompt) for prompt in prompts], np.int32)
 
 
 def load(source: str, roles: tuple[str, ...] = ("llm", "vae")) -> Trained:
@@ -78,7 +108,7 @@ def load(source: str, roles: tuple[str, ...] = ("llm", "vae")) -> Trained:
 
     Args:
       source: the folder, or an embedded model's name.
-      roles: which frozen networks to load; measuring wants "clip" too.
+      roles: which frozen networks to load; measuring and choosing want "clip" too.
 
     Raises:
       ValueError: there is no such folder, no model in it, or one that draws no pictures.
@@ -123,7 +153,13 @@ def _config(stored: dict[str, Any], source: str) -> Any:
 
 
 def _ready(name: str, config: Any, params: Params, roles: tuple[str, ...]) -> Trained:
-    frozen = build.frozen(config, roles)
+    frozen = build.frozen(config, tuple(role for role in roles if role != "clip"))
+    if "clip" in roles:
+        try:
+            frozen |= build.frozen(config, ("clip",))
+        except ValueError as error:
+            # It measures and chooses; drawing needs none.
+            _log.warning("without CLIP: %s", error)
     return Trained(
         name=name,
         config=config,

@@ -36,10 +36,19 @@ TABLES = {
     "objective.flow_matching.diversity.cosine.schedule": build.SCHEDULES,
     "objective.flow_matching.diversity.cosine.measure": build.MEASURES,
     "objective.flow_matching.diversity.cosine.target": build.TARGETS,
+    "objective.flow_matching.diversity.cosine.bank": build.BANKS,
     "objective.flow_matching.prediction": build.PREDICTIONS,
     "objective.flow_matching.prediction.rollout.guidance": build.GUIDANCES,
     "sample.solver": build.SOLVERS,
     "sample.guidance": build.GUIDANCES,
+    "sample.noise": build.NOISES,
+    "sample.descent": build.DESCENTS,
+    "sample.condition": build.CONDITIONS,
+    "sample.repulsion": build.REPULSIONS,
+    "sample.selection": build.SELECTIONS,
+    "sample.noise.low_frequency.base": {
+        name: build.NOISES[name] for name in ("orthogonal", "antithetic")
+    },
 }
 
 
@@ -70,7 +79,7 @@ def choices(config, path=""):
 
 
 def test_every_choice_of_the_menu_is_held_to_a_table():
-    known = set(TABLES) | {"data", "tokenizer", "objective.flow_matching.feature"}
+    known = set(TABLES) | {"data", "tokenizer", "objective.flow_matching.feature", "sample.view"}
     assert set(choices(base.menu())) == known
 
 
@@ -131,3 +140,17 @@ def test_every_recipe_at_every_size_builds(recipe, preset):
 
 def _has(entry):
     return (build.weights.EMBEDDED / entry.asset.path / "config.json").exists()
+
+
+def test_a_mix_of_features_is_made_of_the_weighted_ones():
+    config = importlib.import_module("configs.fusion_div").get_config("tiny")
+    knobs = config.objective.flow_matching.feature
+    knobs.name = "mix"
+    knobs.mix.update(clip=0.0, hidden=1.0, latent=3.0)
+    knobs.hidden.time = 0.25
+    if not _has(config.backbone):
+        config.backbone.name = "fuse_dit"
+    made, needs = build.objective(config)
+    assert made.feature.weights == (1.0, 3.0)
+    assert made.feature.parts[0].time == 0.25
+    assert "anchor" in needs

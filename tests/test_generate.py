@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import fusion_base
-from cosdiff_jax import build, checkpoint, evaluate, generate, trained, weights
+from cosdiff_jax import build, checkpoint, diverse, evaluate, generate, trained, weights
 from cosdiff_jax.shapes import Batch, TrainState
 
 
@@ -24,7 +25,9 @@ def folder(tmp_path_factory):
     config.vae.name = "none"
     config.backbone.fuse_dit.update(depth=1, patch=16, channels=3)
     config.language_model.gemma.depth = 1
-    config.clip.name = "none"
+    config.clip.name = "clip"
+    config.clip.clip.update(patch=16, width=16, depth=1, heads=2, text_width=16, text_depth=1)
+    config.clip.clip.update(text_heads=2, features=8)
     objective, _ = build.objective(config)
     tokens = jnp.ones((1, 48), jnp.int32)
     images = jnp.zeros((objective.samples, 64, 64, 3))
@@ -43,9 +46,17 @@ def folder(tmp_path_factory):
     return str(path)
 
 
-def run(folder, out, *prompts, num=2, seed=0):
+def run(folder, out, *prompts, num=2, seed=0, method="independent", candidates=None):
     return generate.generate(
-        folder, list(prompts), num=num, steps=2, guidance=2.0, seed=seed, out=out
+        folder,
+        list(prompts),
+        num=num,
+        method=method,
+        candidates=candidates,
+        steps=2,
+        guidance=2.0,
+        seed=seed,
+        out=out,
     )
 
 
@@ -57,7 +68,7 @@ def test_a_grid_and_every_picture_beside_it(folder, tmp_path):
     out = tmp_path / "new" / "grid.png"
     written = run(folder, out, "a red star", "빨간 별", num=3)
     assert written[0] == out
-    assert len(written) == 7
+    assert len(written) == 8
     assert pixels(out.with_name("grid_p1_k2.png")).shape == (64, 64, 3)
     first, other = pixels(out.with_name("grid_p0_k0.png")), pixels(out.with_name("grid_p0_k1.png"))
     assert np.abs(first - other).max() > 20
@@ -68,6 +79,72 @@ def test_a_grid_and_every_picture_beside_it(folder, tmp_path):
     assert same.max() <= 1
     seeded = run(folder, tmp_path / "seeded.png", "빨간 별", num=1, seed=1)
     assert np.abs(pixels(seeded[1]) - pixels(again[1])).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("method", "evaluations"),
+    [("particle_clip+orthogonal+max_min", 8), ("cads+pruning", 6), ("descent", 4)],
+)
+def test_methods_act_together_and_say_what_came_of_it(folder, tmp_path, method, evaluations):
+    out = tmp_path / "grid.png"
+    chosen = 4 if "+" in method else None
+    written = run(folder, out, "a red star", "two rings", method=method, candidates=chosen)
+    record = json.loads(written[-1].read_text())
+    assert record["method"] == method and record["evaluations"] == evaluations
+    for row in record["prompts"]:
+        assert len(set(row["kept"])) == len(row["score"]) == 2
+        assert row["kept"] == sorted(row["kept"]) and max(row["kept"]) < (chosen or 2)
+        assert row["clip_score"] == pytest.approx(np.mean(row["score"]), abs=1e-3)
+        assert row["mean_cosine"] == pytest.approx(row["top_cosine"], abs=1e-5)
+        c = row["mean_cosine"]  # of two samples the score is known from their cosine
+        w = np.array([1 + c, 1 - c]) / 2
+        assert row["vendi"] == pytest.approx(np.exp(-np.sum(w * np.log(w))), rel=1e-4)
+    plain = run(folder, tmp_path / "plain.png", "a red star", "two rings")
+    assert np.abs(pixels(written[1]) - pixels(plain[1])).max() > 5
+
+
+@pytest.mark.parametrize("method", diverse.METHODS)
+def test_every_method_can_be_built(folder, method):
+    model = trained.load(folder, ())
+    changes = diverse.overlay(method)
+    changes.pop("pruning", None)
+    plain = build.sampler(model.as_asked(None, None, {}), model.shape)
+    made = build.sampler(model.as_asked(None, None, changes), model.shape)
+    fields = [field.name for field in dataclasses.fields(made)]
+    differs = {name for name in fields if getattr(made, name) != getattr(plain, name)}
+    assert differs == set(changes) - {"selection"}
+
+
+def test_choosing_keeps_the_best_by_its_own_measure(folder, tmp_path):
+    """What max_min keeps is less alike than what stands at the beginning."""
+    model = trained.load(folder, ("llm", "clip"))
+    few = diverse.diverse_samples(model, ["a red star"], num=3, steps=2)
+    many = diverse.diverse_samples(
+        model, ["a red star"], num=3, steps=2, method="min_sum", candidates=12
+    )
+    assert many.table[0]["mean_cosine"] < few.table[0]["mean_cosine"]
+    assert many.images.shape == few.images.shape == (1, 3, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "candidates", "message"),
+    [
+        ("particles", None, "'particles' is not one of independent, orthogonal"),
+        ("particle+svgd", None, "two of these set the repulsion"),
+        ("max_min", 1, "--candidates=1 are fewer than the --num=2 to keep"),
+    ],
+)
+def test_wrong_methods_are_one_line(folder, tmp_path, method, candidates, message):
+    with pytest.raises(ValueError, match=message):
+        run(folder, tmp_path / "x.png", "a", method=method, candidates=candidates)
+
+
+def test_without_a_fitting_clip_nothing_is_chosen(folder, tmp_path):
+    model = trained.load(folder, ("llm",))
+    plain = diverse.diverse_samples(model, ["a red star"], num=1, steps=1)
+    assert plain.score is None and plain.table == []
+    with pytest.raises(ValueError, match="has no CLIP"):
+        diverse.diverse_samples(model, ["a red star"], num=1, steps=1, method="max_min")
 
 
 @pytest.fixture
@@ -89,7 +166,11 @@ def test_of_a_run_the_newest_whole_checkpoints_averaged_weights_are_taken(folder
     for step in (1, 2):
         ema = jax.tree.map(lambda x, step=step: x + step, finished.params)
         state = TrainState(
-            step=jnp.int32(step), params=finished.params, opt_state=(jnp.zeros(3),), ema=ema
+            step=jnp.int32(step),
+            params=finished.params,
+            opt_state=(jnp.zeros(3),),
+            ema=ema,
+            memory={},
         )
         checkpoints.save(state, {}, config)
     checkpoints.close()

@@ -76,10 +76,10 @@ def test_ema_keeps_its_interval_and_reaches_its_decay():
 
 
 def test_accumulation_equals_the_whole_batch():
-    def loss(params, frozen, batch, key, step):
+    def loss(params, frozen, batch, key, step, memory):
         rows = batch.images.reshape(batch.tokens.shape[0], -1)
         value = jnp.mean((rows @ params) ** 2) + jnp.mean(batch.tokens * params[0])
-        return value, {"loss": value}
+        return value, ({"loss": value}, memory + batch.tokens.sum())
 
     grad = jax.value_and_grad(loss, has_aux=True)
     key = jax.random.key(1)
@@ -89,11 +89,11 @@ def test_accumulation_equals_the_whole_batch():
         images=jax.random.normal(key, (12, 2, 2, 1)),
     )
     params = jax.random.normal(key, (8,))
-    whole = grad(params, {}, batch, key, 0)
-    parts = optimizer.accumulated(grad, 3)(params, {}, batch, key, 0)
+    whole = grad(params, {}, batch, key, 0, jnp.int32(5))
+    parts = optimizer.accumulated(grad, 3)(params, {}, batch, key, 0, jnp.int32(5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, parts)
     with pytest.raises(ValueError, match=r"data\.prompts = 6"):
-        optimizer.accumulated(grad, 4)(params, {}, batch, key, 0)
+        optimizer.accumulated(grad, 4)(params, {}, batch, key, 0, jnp.int32(5))
 
 
 def test_clipping_bounds_the_gradient():

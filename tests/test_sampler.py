@@ -6,8 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cosdiff_jax.diversity import similarity
+from cosdiff_jax.diversity.noise import Repelled
+from cosdiff_jax.diversity.repulsion import ParticleGuidance, Svgd
+from cosdiff_jax.features.latent import LatentFeature
+from cosdiff_jax.flow.condition import Cads
 from cosdiff_jax.flow.guidance import ClassifierFree
-from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.sampler import Descent, Sampler
 from cosdiff_jax.shapes import TextStream
 
 READ, CALLED = [], []
@@ -94,6 +99,53 @@ def test_guidance_moves_away_from_the_empty_caption():
     plain, guided = (draw(4, guidance=ClassifierFree(scale=s)) for s in (1.0, 2.0))
     assert guided[0].mean() > plain[0].mean()
     np.testing.assert_allclose(guided[2], plain[2], atol=1e-5)
+
+
+def test_a_group_that_repels_is_never_split():
+    CALLED.clear()
+    together = draw(6, rows=4, repulsion=ParticleGuidance(interval=(0.0, 1.0), weight=50.0))
+    jax.effects_barrier()
+    assert CALLED == [6] * 5 * 4  # five prompts, four steps
+    alone = draw(6, rows=4)
+    spread = [np.std(images, axis=1).mean() for images in (alone, together)]
+    assert spread[1] > 1.1 * spread[0]
+
+
+def test_noise_may_be_coupled_and_chunks_still_change_nothing():
+    fields = {"noise": Repelled(cosine=-0.4), "steps": 1}
+    np.testing.assert_allclose(draw(3, rows=2, **fields), draw(3, **fields), atol=1e-6)
+    sampler = Sampler(
+        backbone=Backbone(), language_model=LanguageModel(), vae=None, shape=(2, 4, 1), **fields
+    )
+    noise, keys = sampler.start(KEY, jnp.arange(2), 3)
+    assert keys.shape == (2, 3)
+    np.testing.assert_allclose(similarity.mean_cosine(noise.reshape(2, 3, -1)), -0.4, atol=1e-5)
+
+
+def test_an_annealed_caption_is_read_once_and_differs_between_samples():
+    """Above tau2 nothing of the caption is left but noise, each sample's own."""
+    READ.clear()
+    hidden = Cads(tau1=0.0, tau2=1e-3, scale=1.0, rescale=0.0)
+    annealed = draw(3, condition=hidden)
+    jax.effects_barrier()
+    assert sorted(READ) == [1, 5]
+    clear = draw(3, condition=Cads(tau1=1.0, tau2=2.0))
+    np.testing.assert_allclose(clear, draw(3), atol=1e-6)
+    # The stand-in's one feature has no spread, so there is no noise in it: nothing is left at all.
+    goal = TOKENS.sum(1) / 10
+    np.testing.assert_allclose((clear - annealed)[0].mean() / goal[0], 1 - 0.75**4, rtol=0.05)
+
+
+def test_descent_makes_a_group_less_alike():
+    moved = draw(4, descent=Descent(moves=5, rate=0.2), prompts=slice(0, 2))
+    plain = draw(4, prompts=slice(0, 2))
+    alike = [similarity.mean_cosine(jnp.asarray(x).reshape(2, 4, -1)) for x in (plain, moved)]
+    assert (alike[1] < alike[0] - 0.05).all()
+
+
+def test_a_field_that_sees_no_features_cannot_be_given_a_view():
+    with pytest.raises(ValueError, match="Svgd compares noisy latents"):
+        draw(2, repulsion=Svgd(), view=LatentFeature())
 
 
 def test_nothing_to_draw_is_an_error():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cosdiff_jax import sharding
-from cosdiff_jax.diversity import control
+from cosdiff_jax.diversity import control, schedule
 from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.models.gemma import Gemma
@@ -45,7 +45,7 @@ def test_step_on_a_mesh_equals_one_device():
         samples=8,
         caption_dropout=0.5,
         feature=LatentFeature(),
-        diversity=control.CosineDiversity(schedule=control.Constant(value=1.0)),
+        diversity=control.CosineDiversity(schedule=schedule.Constant(value=1.0)),
     )
     rows = {
         "tokens": np.arange(8, dtype=np.int32).reshape(2, 4),
@@ -61,7 +61,8 @@ def test_step_on_a_mesh_equals_one_device():
     # The zero-initialised last layer would hide every gradient behind it.
     params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(key, x.shape), params)
     step = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    (loss, logs), grads = step(params, frozen, Batch(**one), key, 0)
+    memory = objective.start(frozen, Batch(**one), 3)
+    (loss, (logs, _)), grads = step(params, frozen, Batch(**one), key, 0, memory)
     mesh = sharding.make_mesh(data=-1, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
         batch = Batch(
@@ -71,8 +72,8 @@ def test_step_on_a_mesh_equals_one_device():
                 rows["latents"], jax.sharding.NamedSharding(mesh, sharding.ROWS)
             ),
         )
-        (loss8, logs8), grads8 = step(
-            sharding.put(params, mesh), sharding.put(frozen, mesh), batch, key, 0
+        (loss8, (logs8, _)), grads8 = step(
+            sharding.put(params, mesh), sharding.put(frozen, mesh), batch, key, 0, memory
         )
     assert float(loss) == pytest.approx(float(loss8), rel=1e-6)
     for name in logs:

@@ -2,7 +2,8 @@
 
 A source is anything with ``__len__`` and ``__getitem__(i) -> {"caption": str, ...}``: a group is
 one caption with K pictures ("images", uint8 [K X Y C]) or K encoded pictures ("latents",
-[K h w c]); a text source has captions only. Grain does the rest, so that the iterator's place in
+[K h w c]); a text source has captions only. "prompt" numbers the prompts where several groups share
+one; otherwise a group's own number does. Grain does the rest, so that the iterator's place in
 the data is a small dictionary and a resumed run sees the batches it would have seen.
 """
 
@@ -50,12 +51,30 @@ class Encode:
           ValueError: the caption is longer than the context.
         """
         tokens, mask = self.tokenizer.encode([group["caption"]], self.context, eos=self.eos)
-        rows = {"tokens": tokens[0], "mask": mask[0]}
+        rows = {"tokens": tokens[0], "mask": mask[0], "prompt": np.int32(group["prompt"])}
         if "images" in group:
             rows["images"] = to_float(group["images"])
         if "latents" in group:
             rows["latents"] = np.asarray(group["latents"], np.float32)
         return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """A source whose groups say the number of their prompt."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"prompt": index, **self.source[index]}
+
+
+def count_prompts(source: Source) -> int:
+    """How many prompts a source has: its groups, unless it deals several out of one."""
+    return getattr(source, "prompts", len(source))
 
 
 def batches(
@@ -89,7 +108,7 @@ def batches(
     if prompts % shards:
         raise ValueError(f"data.prompts = {prompts} cannot be split over {shards} hosts")
     local = prompts // shards
-    dataset = grain.MapDataset.source(source)[shard::shards]
+    dataset = grain.MapDataset.source(Numbered(source))[shard::shards]
     if len(dataset) < local:
         raise ValueError(
             f"the data has {len(source)} prompt groups, fewer than one batch of "
@@ -149,8 +168,14 @@ class WithLatents:
         start = hand * self.samples
         return {
             "caption": self.captions[prompt],
+            "prompt": prompt,
             "latents": self.latents[prompt, start : start + self.samples],
         }
+
+    @property
+    def prompts(self) -> int:
+        """Of each there may be several groups."""
+        return len(self.captions)
 
     @property
     def _hands(self) -> int:

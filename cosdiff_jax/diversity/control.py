@@ -15,108 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.diversity import similarity
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """The weight of a loss term at a step."""
-
-    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The weight at ``step``, counted in optimizer steps from 0."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Constant:
-    """The same weight throughout.
-
-    Attributes:
-      value: the weight.
-    """
-
-    value: float = 0.0
-
-    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The weight at ``step``."""
-        return jnp.float32(self.value)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearRamp:
-    """0 up to step ``warmup``, then straight to ``end`` over ``ramp`` steps, then ``end``.
-
-    Attributes:
-      end: the final weight.
-      warmup: optimizer steps at weight 0, so that the model settles first.
-      ramp: optimizer steps from 0 to ``end``; 0 jumps.
-    """
-
-    end: float = 0.02
-    warmup: int = 0
-    ramp: int = 0
-
-    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The weight at ``step``."""
-        return self.end * _progress(step, self.warmup, self.ramp)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CosineRamp:
-    """Like ``LinearRamp`` with level ends: end (1 - cos(pi s)) / 2 for s from 0 to 1.
-
-    Attributes:
-      end: the final weight.
-      warmup: optimizer steps at weight 0, so that the model settles first.
-      ramp: optimizer steps from 0 to ``end``; 0 jumps.
-    """
-
-    end: float = 0.02
-    warmup: int = 0
-    ramp: int = 0
-
-    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The weight at ``step``."""
-        s = _progress(step, self.warmup, self.ramp)
-        return self.end * 0.5 * (1.0 - jnp.cos(jnp.pi * s))
-
-
-@runtime_checkable
-class Measure(Protocol):
-    """How alike each group is: one cosine per prompt, with a gradient."""
-
-    def __call__(
-        self, f: Float[Array, "P K F"], mask: Bool[Array, "P K"] | None = None
-    ) -> Float[Array, " P"]:
-        """The cosine of each prompt's K samples; ``mask`` marks the samples that count."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeanCosine:
-    """Mean over all pairs of one prompt, in O(K F)."""
-
-    def __call__(
-        self, f: Float[Array, "P K F"], mask: Bool[Array, "P K"] | None = None
-    ) -> Float[Array, " P"]:
-        """``similarity.mean_cosine``."""
-        return similarity.mean_cosine(f, mask)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TopCosine:
-    """Mean over the most similar pairs of one prompt, in O(K^2 F): pushes on near-duplicates only.
-
-    Attributes:
-      percent: share of the pairs, in (0, 100]; at least one pair is taken.
-    """
-
-    percent: float = 20.0
-
-    def __call__(
-        self, f: Float[Array, "P K F"], mask: Bool[Array, "P K"] | None = None
-    ) -> Float[Array, " P"]:
-        """``similarity.top_cosine``."""
-        return similarity.top_cosine(f, self.percent, mask)
+from cosdiff_jax.diversity.bank import Bank
+from cosdiff_jax.diversity.measure import MeanCosine, Measure
+from cosdiff_jax.diversity.schedule import LinearRamp, Schedule, Step
+from cosdiff_jax.shapes import Memory
 
 
 def hinge(
@@ -145,7 +47,7 @@ class Target(Protocol):
     reads_real: ClassVar[bool]
 
     def __call__(
-        self, measure: Measure, real: Float[Array, "P K F"] | None
+        self, measure: Measure, real: Float[Array, "P K F"] | None, key: jax.Array | None = None
     ) -> Float[Array, " P"] | float:
         """The cosine to stay below, by ``measure``: one number, or one per prompt."""
         ...
@@ -162,7 +64,9 @@ class Fixed:
     cosine: float = -1.0
     reads_real: ClassVar[bool] = False
 
-    def __call__(self, measure: Measure, real: Float[Array, "P K F"] | None) -> float:
+    def __call__(
+        self, measure: Measure, real: Float[Array, "P K F"] | None, key: jax.Array | None = None
+    ) -> float:
         """The number."""
         return self.cosine
 
@@ -178,7 +82,9 @@ class RealPictures:
     margin: float = 0.0
     reads_real: ClassVar[bool] = True
 
-    def __call__(self, measure: Measure, real: Float[Array, "P K F"] | None) -> Float[Array, " P"]:
+    def __call__(
+        self, measure: Measure, real: Float[Array, "P K F"] | None, key: jax.Array | None = None
+    ) -> Float[Array, " P"]:
         """One number per prompt.
 
         Raises:
@@ -186,7 +92,7 @@ class RealPictures:
         """
         if real is None:
             raise ValueError("a target measured on real pictures needs their features")
-        return measure(real) + self.margin
+        return measure(real, None, key) + self.margin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,30 +101,48 @@ class CosineDiversity:
 
         diversity_p = max(0, measure(f_p) - target_p)
 
+    What it remembers from step to step (the schedule's and the bank's part) is handed in and out.
+
     Attributes:
       schedule: lambda.
       measure: how alike a group is.
       target: what is not penalised.
+      bank: vectors of earlier steps that today's samples are compared with as well; None for none.
     """
 
     schedule: Schedule = dataclasses.field(default_factory=LinearRamp)
     measure: Measure = dataclasses.field(default_factory=MeanCosine)
     target: Target = dataclasses.field(default_factory=RealPictures)
+    bank: Bank | None = None
 
     @property
     def reads_real(self) -> bool:
         """Whether the call needs features of real pictures."""
         return self.target.reads_real
 
-    def weight(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    def start(self, prompts: int, features: int) -> Memory:
+        """What is remembered before the first step.
+
+        Args:
+          prompts: how many training prompts there are.
+          features: F.
+        """
+        bank = {} if self.bank is None else self.bank.start(prompts, features)
+        return {"schedule": self.schedule.start(), "bank": bank}
+
+    def weight(self, step: Step, memory: Memory) -> Float[Array, ""]:
         """lambda(step)."""
-        return self.schedule(step)
+        return self.schedule(step, memory["schedule"])
 
     def __call__(
         self,
         f: Float[Array, "P K F"],
-        real: Float[Array, "P K F"] | None = None,
-        mask: Bool[Array, "P K"] | None = None,
+        real: Float[Array, "P K F"] | None,
+        mask: Bool[Array, "P K"],
+        *,
+        memory: Memory,
+        prompt: Int[Array, " P"] | None = None,
+        key: jax.Array | None = None,
     ) -> Float[Array, " P"]:
         """The penalty of each prompt, before lambda.
 
@@ -226,17 +150,48 @@ class CosineDiversity:
           f: features of its samples.
           real: features of its real pictures, where the target reads them.
           mask: marks the samples that count; a prompt with fewer than two of them costs nothing.
+          memory: as ``start`` or ``after`` gave it.
+          prompt: number of each prompt, where there is a bank.
+          key: for a measure that draws.
+
+        Raises:
+          ValueError: a bank, and nobody says which prompts these are.
         """
-        cost = hinge(self.measure(f, mask), self.target(self.measure, real))
-        return cost if mask is None else jnp.where(mask.sum(axis=1) >= 2, cost, 0.0)
+        target, pairs = self.target(self.measure, real, key), mask.sum(axis=1) >= 2
+        if self.bank is not None:
+            f, mask = self.bank.beside(memory["bank"], _known(prompt), f, mask)
+        return jnp.where(pairs, hinge(self.measure(f, mask, key), target), 0.0)
+
+    def after(
+        self,
+        memory: Memory,
+        f: Float[Array, "P K F"],
+        mask: Bool[Array, "P K"],
+        cosine: Float[Array, ""],
+        prompt: Int[Array, " P"] | None = None,
+    ) -> Memory:
+        """What to remember after a step.
+
+        Args:
+          memory: before it.
+          f: features of its samples.
+          mask: which of them count.
+          cosine: their mean cosine, over all prompts.
+          prompt: number of each prompt, where there is a bank.
+        """
+        bank = memory["bank"]
+        if self.bank is not None:
+            bank = self.bank.after(bank, _known(prompt), f, mask)
+        return {"schedule": self.schedule.after(memory["schedule"], cosine), "bank": bank}
+
+
+def _known(prompt: jax.Array | None) -> jax.Array:
+    if prompt is None:
+        raise ValueError("a memory bank needs to know the number of each prompt")
+    return prompt
 
 
 def alignment(images: Float[Array, "P K F"], text: Float[Array, "P F"]) -> Float[Array, "P K"]:
     """1 - cos(picture, its prompt), one value per sample, in [0, 2]; zero vectors give 1."""
     images, text = similarity.unit(images), similarity.unit(text)
     return 1.0 - jnp.einsum("pkf,pf->pk", images, text)
-
-
-def _progress(step: jax.Array | int, warmup: int, ramp: int) -> jax.Array:
-    past = jnp.asarray(step, jnp.float32) - warmup
-    return jnp.clip(past / ramp, 0.0, 1.0) if ramp else (past >= 0).astype(jnp.float32)

@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cosdiff_jax.diversity import similarity
+from cosdiff_jax.diversity import measure, similarity
 
 
 class Sums(NamedTuple):
-    """State: sums over prompts of the mean and of the top cosine, and the number of prompts."""
+    """State: sums over prompts of mean and top cosine and of the Vendi score; their number."""
 
     mean: float
     top: float
+    vendi: float
     prompts: int
 
 
 def init() -> Sums:
     """Nothing seen yet."""
-    return Sums(0.0, 0.0, 0)
+    return Sums(0.0, 0.0, 0.0, 0)
 
 
 def update(
@@ -46,11 +47,19 @@ def update(
         raise ValueError("the cosine between samples of a prompt needs at least 2 samples")
     mean = float(similarity.mean_cosine(f).sum())
     top = float(similarity.top_cosine(f, percent).sum())
-    return Sums(state.mean + mean, state.top + top, state.prompts + f.shape[0])
+    vendi = float(jnp.exp(measure.spectral_entropy(f)).sum())
+    return Sums(state.mean + mean, state.top + top, state.vendi + vendi, state.prompts + len(f))
 
 
 def result(state: Sums) -> dict[str, float]:
-    """``mean_cosine`` and ``top_cosine``, means over prompts; NaN of nothing."""
-    if not state.prompts:
-        return {"mean_cosine": float("nan"), "top_cosine": float("nan")}
-    return {"mean_cosine": state.mean / state.prompts, "top_cosine": state.top / state.prompts}
+    """``mean_cosine``, ``top_cosine`` and ``vendi`` score, means over prompts; NaN of nothing.
+
+    The Vendi score is the effective number of different samples, 1 to K
+    (``diversity.measure.spectral_entropy``).
+    """
+    number = state.prompts or float("nan")
+    return {
+        "mean_cosine": state.mean / number,
+        "top_cosine": state.top / number,
+        "vendi": state.vendi / number,
+    }

@@ -87,7 +87,7 @@ class Ape:
 class _Rotary:
     base: float = 10000.0
 
-    def embedding(self, h: int, w: int, width: int) -> None:
+    def embedding(self, h: int, w: int, width: int) -> Float[Array, "N D"] | None:
         """Nothing is added."""
         return None
 
@@ -105,7 +105,23 @@ class Rope1D(_Rotary):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope2D(_Rotary):
-    """1-D RoPE on text, 2-D RoPE on the image: half the planes see the row, half the column."""
+    """1-D RoPE on text, 2-D RoPE on the image: half the planes see the row, half the column.
+
+    Rotary angles tell where tokens are from one another, hardly where the border is: what a model
+    expects of pure noise is then the same everywhere. With ``absolute``, a table as ``Ape``'s, of
+    one unit a token, is added to the tokens as well.
+
+    Attributes:
+      absolute: add the table.
+    """
+
+    absolute: bool = False
+
+    def embedding(self, h: int, w: int, width: int) -> Float[Array, "N D"] | None:
+        """The table, if it was asked for."""
+        side = max(h, w)
+        table = Ape(max_size=side, base_size=side)
+        return table.embedding(h, w, width) if self.absolute else None
 
     def angles(
         self, h: int, w: int, start: Int[Array, " P"], head_size: int

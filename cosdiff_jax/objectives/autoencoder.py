@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from cosdiff_jax import rng
 from cosdiff_jax.models.vae import AutoencoderKL
-from cosdiff_jax.shapes import Batch, Frozen, Logs, Params
+from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params
 
 
 def kl_divergence(
@@ -66,9 +66,19 @@ class Autoencoder:
         """Fresh parameters, for pictures of this batch's shape."""
         return self.vae.init(key, _pictures(batch)[:1])["params"]
 
+    def start(self, frozen: Frozen, batch: Batch, prompts: int) -> Memory:
+        """Nothing is remembered."""
+        return {}
+
     def __call__(
-        self, params: Params, frozen: Frozen, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[Float[Array, ""], Logs]:
+        self,
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+        memory: Memory,
+    ) -> tuple[Float[Array, ""], tuple[Logs, Memory]]:
         """The loss on ``batch.images`` and its parts; ``frozen`` and ``step`` are not read."""
         noise = rng.named(key, "latent")["latent"]
         images = _pictures(batch)
@@ -82,7 +92,7 @@ class Autoencoder:
         if self.edges:
             logs["edges"] = jnp.mean(gradient_difference(restored, images))
             loss = loss + self.edges * logs["edges"]
-        return loss, {"loss": loss, **logs}
+        return loss, ({"loss": loss, **logs}, memory)
 
     def calibrate(
         self, params: Params, batches: Iterable[Float[np.ndarray, "B X Y C"]]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models.clip import CLIP
-from cosdiff_jax.shapes import Batch, Frozen, Logs, Params
+from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params
 
 
 def same_caption(tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]) -> Bool[Array, "P P"]:
@@ -66,9 +66,19 @@ class Contrastive:
         images = _first_of_group(batch)
         return self.clip.init(key, images[:1], batch.tokens[:1], batch.mask[:1])["params"]
 
+    def start(self, frozen: Frozen, batch: Batch, prompts: int) -> Memory:
+        """Nothing is remembered."""
+        return {}
+
     def __call__(
-        self, params: Params, frozen: Frozen, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[Float[Array, ""], Logs]:
+        self,
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+        memory: Memory,
+    ) -> tuple[Float[Array, ""], tuple[Logs, Memory]]:
         """The loss on the batch's pairs; ``frozen``, ``key`` and ``step`` are not read."""
         images = _first_of_group(batch)
         out = self.clip.apply({"params": params}, images, batch.tokens, batch.mask)
@@ -76,11 +86,12 @@ class Contrastive:
         same = same_caption(batch.tokens, batch.mask)
         loss = jnp.mean(info_nce(image, text, scale, same))
         to_caption, to_picture = retrieval(image, text, same)
-        return loss, {
+        logs = {
             "loss": loss,
             "retrieval@1": 0.5 * (jnp.mean(to_caption) + jnp.mean(to_picture)),
             "scale": scale,
         }
+        return loss, (logs, memory)
 
 
 def _first_of_group(batch: Batch) -> jax.Array:

@@ -32,7 +32,7 @@ from cosdiff_jax.flow.weighting import Constant, Weighting
 from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
-from cosdiff_jax.shapes import Batch, Frozen, Logs, Params, TextStream
+from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params, TextStream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,10 +111,30 @@ class FlowMatching:
             x0 = self.vae.apply(vae, batch.images, method="to_latents")
         return self.backbone.init(key, x0, jnp.zeros(x0.shape[0]), text)["params"]
 
+    def start(self, frozen: Frozen, batch: Batch, prompts: int) -> Memory:
+        """What the diversity term remembers before the first step, for so many training prompts."""
+        if self.diversity is None or self.feature is None:
+            return {}
+        feature = self.feature
+
+        def look(frozen: Frozen, batch: Batch) -> jax.Array:
+            text, _ = captions_lib.read(
+                self.language_model, frozen["llm"], self.backbone, batch.tokens, batch.mask
+            )
+            return feature(frozen, self._data(frozen, batch), text)
+
+        return self.diversity.start(prompts, jax.eval_shape(look, frozen, batch).shape[-1])
+
     def __call__(
-        self, params: Params, frozen: Frozen, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[Float[Array, ""], Logs]:
-        """The loss and its terms.
+        self,
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+        memory: Memory,
+    ) -> tuple[Float[Array, ""], tuple[Logs, Memory]]:
+        """The loss, its terms, and what to remember after this step.
 
         Args:
           params: the backbone's parameters.
@@ -122,8 +142,9 @@ class FlowMatching:
           batch: P prompts and B = P K pictures, prompt-major.
           key: for this step.
           step: the optimizer step, which lambda depends on.
+          memory: as ``start`` or the step before gave it.
         """
-        keys = rng.named(key, "time", "noise", "drop", "rollout")
+        keys = rng.named(key, "time", "noise", "drop", "rollout", "pairs")
         prompts = batch.tokens.shape[0]
         x0 = self._data(frozen, batch)
         rows = prompts * self.samples
@@ -169,14 +190,16 @@ class FlowMatching:
                 # A dropped caption's estimate says nothing about that caption.
                 counts = counts & jnp.repeat(kept, self.samples)
             counts = counts.reshape(prompts, self.samples)
-            extra, terms = self._similarities(frozen, batch, captions, x0, x0_hat, counts, step)
+            extra, terms, memory = self._similarities(
+                frozen, batch, captions, x0, x0_hat, counts, step, memory, keys["pairs"]
+            )
             loss, logs = loss + extra, logs | terms
 
         if self.anchor:
             v_anchor = jax.lax.stop_gradient(self._velocity(frozen["anchor"], z_t, t, text))
             logs["anchor"] = jnp.mean(_row_mean((v_hat - v_anchor) ** 2))
             loss = loss + self.anchor * logs["anchor"]
-        return loss, {"loss": loss, **logs}
+        return loss, ({"loss": loss, **logs}, memory)
 
     def _similarities(
         self,
@@ -187,8 +210,10 @@ class FlowMatching:
         x0_hat: Float[Array, "B *x"],
         counts: Bool[Array, "P K"],
         step: jax.Array,
-    ) -> tuple[Float[Array, ""], Logs]:
-        """Diversity and alignment, weighted and summed, and what to log of them."""
+        memory: Memory,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Logs, Memory]:
+        """Diversity and alignment, weighted and summed, what to log of them and to remember."""
         total, logs, f = jnp.zeros(()), {}, None
 
         def view(feature: Feature, samples: Float[Array, "B *x"]) -> Float[Array, "P K F"]:
@@ -204,9 +229,11 @@ class FlowMatching:
             logs["mean_cosine"] = _mean_where(similarity.mean_cosine(f, counts), pairs)
             top = similarity.top_cosine(f, self.top_percent, counts)
             logs["top_cosine"] = _mean_where(top, pairs)
-            logs["lambda"] = self.diversity.weight(step)
-            logs["diversity"] = _mean_where(self.diversity(f, real, counts), pairs)
+            logs["lambda"] = self.diversity.weight(step, memory)
+            excess = self.diversity(f, real, counts, memory=memory, prompt=batch.prompt, key=key)
+            logs["diversity"] = _mean_where(excess, pairs)
             total = total + logs["lambda"] * logs["diversity"]
+            memory = self.diversity.after(memory, f, counts, logs["mean_cosine"], batch.prompt)
 
         if self.alignment > 0 and self.clip is not None:
             reader = ClipFeature(clip=self.clip, vae=self.vae)
@@ -216,7 +243,7 @@ class FlowMatching:
                 f = view(reader, x0_hat)
             logs["alignment"] = _mean_where(control.alignment(f, text), counts)
             total = total + self.alignment * logs["alignment"]
-        return total, logs
+        return total, logs, memory
 
     def _data(self, frozen: Frozen, batch: Batch) -> Float[Array, "B *x"]:
         if batch.latents is not None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models.gemma import Gemma
-from cosdiff_jax.shapes import Batch, Frozen, Logs, Params
+from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params
 
 
 def cross_entropy(logits: Float[Array, "P T V"], targets: Int[Array, "P T"]) -> Float[Array, "P T"]:
@@ -39,9 +39,19 @@ class NextToken:
         tokens, mask = batch.tokens[:1], batch.mask[:1]
         return self.llm.init(key, tokens, mask, method="logits")["params"]
 
+    def start(self, frozen: Frozen, batch: Batch, prompts: int) -> Memory:
+        """Nothing is remembered."""
+        return {}
+
     def __call__(
-        self, params: Params, frozen: Frozen, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[Float[Array, ""], Logs]:
+        self,
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+        memory: Memory,
+    ) -> tuple[Float[Array, ""], tuple[Logs, Memory]]:
         """The loss on ``batch.tokens``; ``frozen``, ``key`` and ``step`` are not read."""
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
         # Right padding: a real target always has a real token before it.
@@ -50,8 +60,9 @@ class NextToken:
         logits = cast(jax.Array, out)
         loss = masked_mean(cross_entropy(logits, targets), mask)
         hits = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-        return loss, {
+        logs = {
             "loss": loss,
             "accuracy": masked_mean(hits, mask),
             "perplexity": jnp.exp(loss),
         }
+        return loss, (logs, memory)

@@ -68,6 +68,12 @@ ROWS = {
         better="true",
         meaning="the same, over the most similar pairs only",
     ),
+    "vendi": Measure(
+        title="Vendi score",
+        better="true",
+        meaning="how many of the samples of one prompt are different; 1 = identical",
+        detail=True,
+    ),
     "clip_score": Measure(
         title="CLIP-score", better="higher", meaning="do picture and caption agree?"
     ),

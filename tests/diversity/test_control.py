@@ -3,35 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosdiff_jax.diversity import control, similarity
+from cosdiff_jax.diversity import control, measure, schedule, similarity
+from cosdiff_jax.diversity.bank import Bank
 
 
 def draw(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("ramp", [control.LinearRamp, control.CosineRamp])
-def test_ramps_wait_rise_and_stay(ramp):
-    weight = jax.jit(ramp(end=0.04, warmup=10, ramp=20))
-    values = np.asarray([weight(step) for step in range(40)])
-    assert not values[:11].any()
-    np.testing.assert_allclose(values[20], 0.02, rtol=1e-5)
-    np.testing.assert_allclose(values[30:], 0.04, rtol=1e-6)
-    assert (np.diff(values[10:31]) > 0).all()
-
-
-def test_a_ramp_of_no_steps_jumps():
-    weight = control.LinearRamp(end=0.04, warmup=3)
-    np.testing.assert_allclose([weight(s) for s in (0, 2, 3, 4)], [0, 0, 0.04, 0.04])
-
-
-def test_cosine_ramp_is_level_at_its_ends():
-    weight = control.CosineRamp(end=1.0, warmup=0, ramp=100)
-    np.testing.assert_allclose([weight(s) for s in (1, 99)], [0, 1], atol=1e-3)
-
-
-def test_constant():
-    assert control.Constant(value=0.5)(7) == 0.5
+def fresh(term, f, real=None, mask=None):
+    """The penalty at the first step."""
+    mask = jnp.ones(f.shape[:2], bool) if mask is None else mask
+    memory = term.start(9, f.shape[-1])
+    return term(f, real, mask, memory=memory, prompt=jnp.arange(f.shape[0]))
 
 
 def test_hinge_pulls_only_above_its_target():
@@ -49,25 +33,58 @@ def test_the_real_pictures_own_cosine_is_free():
     f, real = draw(4, 6, 5) + 1, draw(4, 6, 5, seed=1) + 1
     term = control.CosineDiversity()
     assert term.reads_real
-    np.testing.assert_array_equal(term(real, real), 0)
+    np.testing.assert_array_equal(fresh(term, real, real), 0)
     excess = similarity.mean_cosine(f) - similarity.mean_cosine(real)
-    np.testing.assert_allclose(term(f, real), jnp.maximum(excess, 0), atol=1e-6)
+    np.testing.assert_allclose(fresh(term, f, real), jnp.maximum(excess, 0), atol=1e-6)
     slack = control.CosineDiversity(target=control.RealPictures(margin=0.3))
-    np.testing.assert_allclose(slack(f, real), jnp.maximum(excess - 0.3, 0), atol=1e-6)
+    np.testing.assert_allclose(fresh(slack, f, real), jnp.maximum(excess - 0.3, 0), atol=1e-6)
     with pytest.raises(ValueError, match="real pictures"):
-        term(f)
+        fresh(term, f)
 
 
 def test_fixed_target_and_top_measure():
     f = draw(4, 6, 5)
     term = control.CosineDiversity(
-        measure=control.TopCosine(percent=20.0), target=control.Fixed(cosine=0.1)
+        measure=measure.TopCosine(percent=20.0), target=control.Fixed(cosine=0.1)
     )
     assert not term.reads_real
     want = jnp.maximum(similarity.top_cosine(f, 20.0) - 0.1, 0)
-    np.testing.assert_allclose(term(f), want, atol=1e-6)
+    np.testing.assert_allclose(fresh(term, f), want, atol=1e-6)
     bare = control.CosineDiversity(target=control.Fixed())
-    np.testing.assert_allclose(bare(f), similarity.mean_cosine(f) + 1, atol=1e-6)
+    np.testing.assert_allclose(fresh(bare, f), similarity.mean_cosine(f) + 1, atol=1e-6)
+
+
+def test_a_prompt_with_one_sample_that_counts_costs_nothing():
+    f = jnp.ones((2, 3, 4))
+    mask = jnp.array([[True, False, False], [True, True, False]])
+    term = control.CosineDiversity(target=control.Fixed())
+    np.testing.assert_allclose(fresh(term, f, mask=mask), [0, 2], atol=1e-6)
+
+
+def test_the_bank_adds_partners_but_no_gradient_of_its_own():
+    """Two samples today, two of yesterday: the measure sees four and moves two."""
+    term = control.CosineDiversity(
+        target=control.Fixed(), schedule=schedule.Controller(wanted=0.0), bank=Bank(slots=2)
+    )
+    yesterday, today = draw(3, 2, 5), draw(3, 2, 5, seed=1)
+    prompt, mask = jnp.array([7, 0, 4]), jnp.ones((3, 2), bool)
+    memory = term.start(9, 5)
+    memory = term.after(memory, yesterday, mask, jnp.float32(0.5), prompt)
+    np.testing.assert_allclose(term.weight(1, memory), 0.005, rtol=1e-6)
+
+    def cost(today, yesterday):
+        kept = term.after(term.start(9, 5), yesterday, mask, jnp.float32(0.5), prompt)
+        return term(today, None, mask, memory=kept, prompt=prompt).sum()
+
+    every = jnp.concatenate([today, yesterday], axis=1)
+    value = term(today, None, mask, memory=memory, prompt=prompt)
+    np.testing.assert_allclose(value, similarity.mean_cosine(every) + 1, atol=1e-6)
+    new, old = jax.grad(cost, (0, 1))(today, yesterday)
+    want = jax.grad(lambda f: similarity.mean_cosine(f).sum())(every)[:, :2]
+    np.testing.assert_allclose(new, want, atol=1e-6)
+    assert not np.any(old)
+    with pytest.raises(ValueError, match="number of each prompt"):
+        term(today, None, mask, memory=memory)
 
 
 def test_alignment_is_one_minus_the_cosine_with_the_own_prompt():
@@ -84,11 +101,6 @@ def test_alignment_is_one_minus_the_cosine_with_the_own_prompt():
 @pytest.mark.parametrize(
     ("part", "protocol"),
     [
-        (control.Constant(), control.Schedule),
-        (control.LinearRamp(), control.Schedule),
-        (control.CosineRamp(), control.Schedule),
-        (control.MeanCosine(), control.Measure),
-        (control.TopCosine(), control.Measure),
         (control.Fixed(), control.Target),
         (control.RealPictures(), control.Target),
     ],

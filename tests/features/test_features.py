@@ -10,6 +10,7 @@ from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.feature import Feature
 from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.features.latent import LatentFeature
+from cosdiff_jax.features.mix import Mix
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import TextStream
@@ -121,3 +122,21 @@ def test_gradients_reach_the_samples(frozen, kind):
     np.testing.assert_allclose(jnp.linalg.norm(value(z), axis=1), 1, atol=1e-5)
     slope = jax.jit(jax.grad(lambda z: feature(frozen, z, TEXT)[:, 0].sum()))(z)
     assert np.isfinite(slope).all() and slope[0].any() and slope[1].any()
+
+
+def test_a_mix_has_the_weighted_mean_of_the_cosines(frozen):
+    z = draw(3, 4, 4, 4)
+    parts = (LatentFeature(), HiddenFeature(backbone=Pooling()))
+    mixed = Mix(parts=parts, weights=(3.0, 1.0))(frozen, z, TEXT)
+
+    def cosine(f):
+        return f[0] @ f[1]
+
+    want = 0.75 * cosine(parts[0](frozen, z)) + 0.25 * cosine(parts[1](frozen, z, TEXT))
+    np.testing.assert_allclose(cosine(mixed), want, atol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(mixed, axis=1), 1, atol=1e-6)
+    assert isinstance(Mix(parts=parts, weights=(1.0, 0.0)), Feature)
+    with pytest.raises(ValueError, match="positive"):
+        Mix(parts=parts, weights=(0.0, 0.0))
+    with pytest.raises(ValueError, match="cannot take"):
+        Mix(parts=parts, weights=(1.0,))

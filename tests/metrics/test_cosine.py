@@ -12,6 +12,15 @@ def test_means_over_prompts_agree_with_all_pairs_written_out():
     found = cosine.result(cosine.update(state, f[3:], percent=50.0))
     assert found["mean_cosine"] == pytest.approx(np.mean(pairs), abs=1e-6)
     assert found["top_cosine"] == pytest.approx(np.mean([p[3:] for p in pairs]), abs=1e-6)
+    spectra = [np.linalg.eigvalsh(hat[p] @ hat[p].T) / 4 for p in range(5)]
+    vendi = [np.exp(-np.sum(w * np.log(w))) for w in spectra]
+    assert found["vendi"] == pytest.approx(np.mean(vendi), rel=1e-5)
+
+
+def test_the_vendi_score_counts_different_samples():
+    a, b = np.eye(2, 3, dtype=np.float32)
+    two = cosine.update(cosine.init(), np.stack([a, a, b, b])[None])
+    assert cosine.result(two)["vendi"] == pytest.approx(2, rel=1e-5)
 
 
 def test_one_sample_has_no_pairs():

@@ -30,6 +30,7 @@ Z = jax.random.normal(jax.random.key(3), (P * K, 4, 6, 4))
 TIMES = jnp.array([0.0, 0.3, 0.9, 1.0])
 
 POSITIONS = [position.Ape(), position.Rope1D(), position.Rope2D(), position.MRope()]
+POSITIONS += [position.Rope2D(absolute=True)]
 MODULATIONS = [
     modulation.AdaLnZero(),
     modulation.AdaLnSingle(),

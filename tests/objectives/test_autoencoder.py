@@ -60,7 +60,7 @@ def test_training_restores_pictures():
     def step(params, moments, i):
         run = jax.value_and_grad(objective, has_aux=True)
         key = jax.random.fold_in(jax.random.key(1), i)
-        (loss, logs), slope = run(params, {}, batch, key, i)
+        (loss, (logs, _)), slope = run(params, {}, batch, key, i, {})
         change, moments = rule.update(slope, moments)
         return optax.apply_updates(params, change), moments, loss, logs
 

@@ -72,7 +72,7 @@ def test_training_finds_the_pairs_and_reads_the_first_of_each_group():
     @jax.jit
     def step(params, moments, batch):
         run = jax.value_and_grad(objective, has_aux=True)
-        (_, logs), slope = run(params, {}, batch, jax.random.key(0), jnp.int32(0))
+        (_, (logs, _)), slope = run(params, {}, batch, jax.random.key(0), jnp.int32(0), {})
         change, moments = rule.update(slope, moments)
         return optax.apply_updates(params, change), moments, logs
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosdiff_jax.diversity import control, similarity
+from cosdiff_jax.diversity import control, schedule, similarity
+from cosdiff_jax.diversity.bank import Bank
 from cosdiff_jax.flow import guidance, prediction, timestep
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.objectives.flow_matching import FlowMatching
@@ -90,7 +91,7 @@ KEY, STEP = jax.random.key(1), jnp.zeros((), int)
 
 def div(value=1.0, cosine=None):
     target = control.RealPictures() if cosine is None else control.Fixed(cosine=cosine)
-    return control.CosineDiversity(schedule=control.Constant(value=value), target=target)
+    return control.CosineDiversity(schedule=schedule.Constant(value=value), target=target)
 
 
 def objective(**fields):
@@ -99,7 +100,15 @@ def objective(**fields):
 
 
 def run(batch, params=PARAMS, key=KEY, step=STEP, **fields):
-    return jax.jit(objective(**fields))(params, FROZEN, batch, key, step)
+    loss, (logs, _) = jax.jit(remembering(batch, **fields))(params, FROZEN, batch, key, step)
+    return loss, logs
+
+
+def remembering(batch, **fields):
+    """The objective as a function of everything but its memory, which is fresh."""
+    made = objective(**fields)
+    memory = made.start(FROZEN, batch, P)
+    return lambda *args: made(*args, memory)
 
 
 def test_without_extra_terms_it_is_the_plain_flow_loss(batch):
@@ -209,7 +218,7 @@ def test_captions_are_dropped_as_often_as_asked_and_for_whole_prompts():
     told = FlowMatching(
         backbone=Told(), language_model=LanguageModel(), samples=2, caption_dropout=0.1
     )
-    told({"w": jnp.ones(())}, FROZEN, many, KEY, STEP)
+    told({"w": jnp.ones(())}, FROZEN, many, KEY, STEP, {})
     jax.effects_barrier()
     assert seen[0].shape == (200, 2)
     assert seen[0][:, 0].all()
@@ -274,3 +283,24 @@ def test_impossible_settings_are_refused(fields, message):
 def test_a_batch_of_other_groups_is_refused(batch):
     with pytest.raises(ValueError, match="need 6 pictures, the batch has 12"):
         run(batch, samples=2)
+
+
+def test_what_the_term_remembers_goes_from_step_to_step(batch):
+    """A controller's weight and a bank's vectors are there in the next step, per prompt."""
+    term = control.CosineDiversity(
+        schedule=schedule.Controller(wanted=-1.0, gain=0.1), target=control.Fixed(), bank=Bank()
+    )
+    made = objective(diversity=term, feature=SEEN)
+    numbered = batch.replace(prompt=jnp.array([4, 0, 2]))
+    memory = made.start(FROZEN, numbered, 5)
+    assert memory["bank"]["bank"].shape == (5, 8, 12)
+    step = jax.jit(made)
+    _, (first, memory) = step(PARAMS, FROZEN, numbered, KEY, STEP, memory)
+    assert float(first["lambda"]) == 0
+    np.testing.assert_array_equal(memory["bank"]["bank_count"], [K, 0, K, 0, K])
+    _, (second, _) = step(PARAMS, FROZEN, numbered, KEY, STEP + 1, memory)
+    want = 0.1 * (float(first["mean_cosine"]) + 1)
+    assert float(second["lambda"]) == pytest.approx(want, rel=1e-5)
+    # The same step again: its own copies of a moment ago are partners now, alike as can be.
+    assert float(second["mean_cosine"]) == pytest.approx(float(first["mean_cosine"]), abs=1e-6)
+    assert float(second["diversity"]) > float(first["diversity"])

@@ -33,7 +33,7 @@ def test_training_learns_the_sentences_and_padding_has_no_say():
     @jax.jit
     def step(params, batch):
         run = jax.value_and_grad(objective, has_aux=True)
-        (_, logs), slope = run(params, {}, batch, jax.random.key(0), jnp.int32(0))
+        (_, (logs, _)), slope = run(params, {}, batch, jax.random.key(0), jnp.int32(0), {})
         return jax.tree.map(lambda p, g: p - 0.3 * g, params, slope), logs
 
     first = step(params, batch)[1]

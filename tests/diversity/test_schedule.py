@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosdiff_jax.diversity import schedule
+
+
+@pytest.mark.parametrize("ramp", [schedule.LinearRamp, schedule.CosineRamp])
+def test_ramps_wait_rise_and_stay(ramp):
+    weight = jax.jit(ramp(end=0.04, warmup=10, ramp=20))
+    values = np.asarray([weight(step) for step in range(40)])
+    assert not values[:11].any()
+    np.testing.assert_allclose(values[20], 0.02, rtol=1e-5)
+    np.testing.assert_allclose(values[30:], 0.04, rtol=1e-6)
+    assert (np.diff(values[10:31]) > 0).all()
+
+
+def test_a_ramp_of_no_steps_jumps():
+    weight = schedule.LinearRamp(end=0.04, warmup=3)
+    np.testing.assert_allclose([weight(s) for s in (0, 2, 3, 4)], [0, 0, 0.04, 0.04])
+
+
+def test_cosine_ramp_is_level_at_its_ends():
+    weight = schedule.CosineRamp(end=1.0, warmup=0, ramp=100)
+    np.testing.assert_allclose([weight(s) for s in (1, 99)], [0, 1], atol=1e-3)
+
+
+def test_constant():
+    assert schedule.Constant(value=0.5)(7) == 0.5
+
+
+@pytest.mark.parametrize("ramp", [schedule.LinearRamp, schedule.CosineRamp])
+def test_a_cut_off_ends_it(ramp):
+    weight = jax.jit(ramp(end=0.04, warmup=2, ramp=3, until=8))
+    values = np.asarray([weight(step) for step in range(12)])
+    np.testing.assert_allclose(values[5:8], 0.04, rtol=1e-6)
+    assert not values[8:].any()
+
+
+def run(controller, plant, steps):
+    """Weights of a controlled system whose cosine follows from the weight."""
+    memory, weights = controller.start(), []
+    for step in range(steps):
+        weights.append(float(controller(step, memory)))
+        memory = jax.jit(controller.after)(memory, np.float32(plant(weights[-1])))
+    return np.array(weights)
+
+
+def test_the_controller_holds_the_cosine_that_was_asked_for():
+    weights = run(
+        schedule.Controller(wanted=0.7, gain=0.02, largest=0.2), lambda w: 0.9 - 4 * w, 200
+    )
+    assert weights[0] == 0
+    np.testing.assert_allclose(0.9 - 4 * weights[-1], 0.7, atol=1e-3)
+
+
+def test_the_controller_is_bounded_and_lets_go_at_once():
+    stuck = schedule.Controller(wanted=0.5, gain=0.02, largest=0.03)
+    cosines = iter([0.9] * 50 + [0.4] * 16)
+    weights = run(stuck, lambda w: next(cosines), 66)
+    assert weights.max() == np.float32(0.03)
+    # Nothing was wound up beyond the bound: 0.03 / (0.02 * 0.1) = 15 steps lead back to 0.
+    assert weights[49] == np.float32(0.03)
+    np.testing.assert_allclose(weights[65], 0.0, atol=1e-6)
+    assert (np.diff(weights[50:65]) < 0).all()
+
+
+def test_the_controller_waits():
+    weights = run(schedule.Controller(wanted=0.5, warmup=3), lambda w: 0.9, 6)
+    assert not weights[:4].any() and weights[4] > 0
+
+
+def test_the_controller_has_no_gradient():
+    controller = schedule.Controller(wanted=0.5)
+    slope = jax.grad(lambda c: controller.after(controller.start(), c)["weight"])(0.9)
+    assert slope == 0
+
+
+@pytest.mark.parametrize("knobs", [{"gain": 0.0}, {"largest": -1.0}])
+def test_a_controller_that_cannot_act_is_refused(knobs):
+    with pytest.raises(ValueError, match="gain and largest above 0"):
+        schedule.Controller(**knobs)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [schedule.Constant(), schedule.LinearRamp(), schedule.CosineRamp(), schedule.Controller()],
+)
+def test_parts_fit_their_protocol(part):
+    assert isinstance(part, schedule.Schedule)
+    memory = part.start()
+    assert jax.tree.structure(part.after(memory, jnp.float32(0.3))) == jax.tree.structure(memory)
+    assert np.shape(part(0, memory)) == ()

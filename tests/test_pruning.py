@@ -1,0 +1,117 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosdiff_jax import pruning
+from cosdiff_jax.diversity.selection import MaxMin
+from cosdiff_jax.features.clip import ClipFeature
+from cosdiff_jax.flow.guidance import ClassifierFree
+from cosdiff_jax.models.clip import CLIP
+from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.shapes import TextStream
+
+
+class Reads:
+    rotate, layers = True, False
+
+
+class LanguageModel(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, mask, *, rotate=True, layers=False):
+        hidden = (tokens * mask).astype(jnp.float32)[..., None]
+        kv = hidden[None, ..., None]
+        return TextStream(keys=kv, values=kv, hidden=hidden, mask=mask)
+
+
+CALLS = []
+
+
+class Backbone(nn.Module):
+    """The exact field of a flow whose data is sign(z) for every number: x0 = sign(z)."""
+
+    attention = Reads()
+
+    @nn.compact
+    def __call__(self, z, t, text):
+        jax.debug.callback(lambda z: CALLS.append(len(z)), z)
+        return (z - jnp.sign(z)) / t[:, None, None, None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View(ClipFeature):
+    """Stands in for CLIP: a preview's own direction; the caption likes the first number high."""
+
+    clip: CLIP = dataclasses.field(default_factory=lambda: CLIP(vocab=9))
+    seen: list = dataclasses.field(default_factory=list)
+
+    def __call__(self, frozen, x, text=None):
+        jax.debug.callback(lambda x: self.seen.append(np.asarray(x)), x)
+        flat = x.reshape(x.shape[0], -1)
+        return flat / jnp.linalg.norm(flat, axis=1, keepdims=True)
+
+    def text(self, frozen, tokens, mask):
+        return jnp.zeros((tokens.shape[0], 4)).at[:, 0].set(1.0)
+
+
+def test_sizes_of_the_published_settings():
+    schnell = pruning.sizes(64, 4, 4, 0.9)
+    assert schnell[:-1] == (64, 7, 4, 4) and sum(schnell[:-1]) == 79
+    dev = pruning.sizes(128, 4, 20, 0.5)
+    assert dev[:6] == (128, 64, 32, 16, 8, 4) and sum(dev[:-1]) == 308
+    assert pruning.sizes(8, 3, 2, 0.0) == (8, 8, 3)
+    assert pruning.sizes(10, 1, 2, 0.9) == (10, 1, 1)
+    for wrong in ((2, 3, 4, 0.5), (4, 0, 4, 0.5), (4, 2, 4, 1.0)):
+        with pytest.raises(ValueError, match="cannot prune"):
+            pruning.sizes(*wrong)
+
+
+def prune(view, *, candidates, num, steps=4, share=0.5):
+    CALLS.clear()
+    sampler = Sampler(
+        backbone=Backbone(),
+        language_model=LanguageModel(),
+        vae=None,
+        shape=(2, 2, 1),
+        steps=steps,
+        guidance=ClassifierFree(scale=1.0),
+    )
+    run = pruning.Pruning(sampler=sampler, view=view, share=share, selection=MaxMin())
+    tokens = np.array([[2, 5], [2, 1]], np.int32)
+    inputs = ({}, {"llm": {}}, tokens, tokens > 0, jax.random.key(3))
+    images, kept = run(*inputs, candidates=candidates, num=num, seeds=np.array([0, 1]))
+    jax.effects_barrier()
+    every = sampler(*inputs, num=candidates, seeds=np.array([0, 1]))
+    return images, kept, every
+
+
+def test_what_is_left_is_what_the_sampler_would_have_drawn():
+    images, kept, every = prune(View(), candidates=8, num=2)
+    assert images.shape == (2, 2, 2, 2, 1)
+    for p in range(2):
+        assert sorted(set(kept[p])) == list(kept[p])
+        np.testing.assert_allclose(images[p], every[p, kept[p]], atol=1e-5)
+
+
+def test_evaluations_are_those_counted_and_previews_are_the_clean_pictures():
+    view = View()
+    _, _, _every = prune(view, candidates=8, num=2)
+    # Two prompts, 8 + 4 + 2 + 2 evaluations each; the sampler drew all of them afterwards.
+    assert sum(CALLS[: 2 * 4]) == 2 * sum(pruning.sizes(8, 2, 4, 0.5)[:-1]) == 32
+    # The field is exact, so every preview is the finished picture; a state stepped too far is not.
+    for preview in view.seen:
+        assert np.isin(np.abs(np.round(preview, 4)), 1.0).all()
+    assert [len(preview) for preview in view.seen] == [8, 4] * 2
+
+
+def test_with_exact_previews_pruning_chooses_as_if_all_were_finished():
+    """Farthest points are nested: whoever is kept of 8 is kept of 16 first."""
+    images, kept, every = prune(View(), candidates=16, num=2)
+    for p in range(2):
+        f = every[p].reshape(16, 4) / 2
+        chosen = MaxMin()(jnp.asarray(f), jnp.asarray(f[:, 0]), 2)
+        assert sorted(np.asarray(chosen).tolist()) == kept[p].tolist()
+        np.testing.assert_allclose(images[p], every[p, kept[p]], atol=1e-5)
