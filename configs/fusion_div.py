@@ -9,19 +9,19 @@ from configs import base, presets
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 120
+    config.steps = 80
     config.data.prompts = 4
     config.data.samples = 8
     config.backbone.name = "asset"
     flow = config.objective.flow_matching
-    flow.times.logit_normal.update(mean=1.0, std=1.5)  # those the base was trained at
+    flow.times.logit_normal.update(mean=0.7, std=1.4)  # those the base was trained at
     flow.alignment = 0.02
     flow.anchor = 0.5
     flow.diversity.name = "cosine"
-    flow.diversity.cosine.schedule.linear.update(end=0.05, warmup=10, ramp=30)
+    flow.diversity.cosine.schedule.linear.update(end=0.05, warmup=10, ramp=20)
     flow.prediction.name = "rollout"
     flow.prediction.rollout.guidance.classifier_free.scale = 5.0
-    config.optimizer.rate = 1e-4
+    config.optimizer.rate = 2e-4
     config.optimizer.warmup = 10
     config.optimizer.ema.update(decay=0.95, every=1)
     config.checkpoint.every = 40
