@@ -196,6 +196,14 @@ class Checkpoints:
             return step, restored["ema"]
         raise ValueError(f"no whole checkpoint in {self.folder}")
 
+    def __enter__(self) -> "Checkpoints":
+        """As a context the folder is closed at the end, also where an error ends it."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for what is being written: Orbax's threads outlive no interpreter in peace."""
+        self._manager.close()
+
     def close(self) -> None:
         """Wait for what is being written."""
         self._manager.close()

@@ -55,10 +55,12 @@ def train(config, workdir: str) -> TrainState:
       ValueError: something the user can put right, in one line.
     """
     began, stop = time.monotonic(), Stop()
+    # Before the folder is opened: Orbax's threads complain where a program ends at once.
+    job_lib.check(config)
     mesh = sharding.make_mesh(**config.mesh)
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
-    job_lib.check_same_run(config, checkpoints.config(), workdir)
-    with jax.set_mesh(mesh):
+    kept = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+    with kept as checkpoints, jax.set_mesh(mesh):
+        job_lib.check_same_run(config, checkpoints.config(), workdir)
         job = job_lib.prepare(config)
         stream = job.stream(jax.process_index(), jax.process_count())
         start = stream.get_state()
@@ -154,7 +156,6 @@ def train(config, workdir: str) -> TrainState:
         bar.close()
         save()
         log.close()
-        checkpoints.close()
         if step < config.steps:
             _log.info("stopped and saved at step %d; the same command goes on", step)
             return state

@@ -131,15 +131,12 @@ def load(source: str, roles: tuple[str, ...] = ("llm", "vae")) -> Trained:
 
 
 def _from_run(workdir: Path, roles: tuple[str, ...]) -> Trained:
-    checkpoints = checkpoint.Checkpoints(workdir)
-    try:
+    with checkpoint.Checkpoints(workdir) as checkpoints:
         stored = checkpoints.config()
         if stored is None:
             raise ValueError(f"no checkpoint in {workdir} yet")
         config = _config(stored, str(workdir))
         step, params = checkpoints.ema()
-    finally:
-        checkpoints.close()
     return _ready(f"{workdir} (step {step})", config, params, roles)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_damaged_checkpoint_is_passed_over(whole):
 def test_another_recipe_is_refused(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
     said = finish(start(whole, "--config.optimizer.rate=0.5"), code=1)
-    assert "optimizer.rate = 0.0001, not 0.5" in said and "Traceback" not in said
+    assert re.search(r"optimizer\.rate = 0\.\d+, not 0\.5", said) and "Traceback" not in said
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
 
 

@@ -97,7 +97,7 @@ def test_every_choice_combines_with_every_other(fusion):
 MODELS = [
     FuseDiT(**SIZES, position=where, modulation=how, attention=fusion)
     for where, how, fusion in zip(
-        [*POSITIONS, position.Rope2D(), position.Ape()],
+        [*POSITIONS, position.Ape()],
         [*MODULATIONS, modulation.AdaLnZero(), modulation.AdaLnSingle()],
         [FUSIONS[0], FUSIONS[2], FUSIONS[1], FUSIONS[3], FUSIONS[4], FUSIONS[5]],
         strict=True,
