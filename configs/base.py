@@ -305,7 +305,7 @@ def diversity() -> dict:
             relevance=dict(balance=0.5),
             volume=dict(quality=1.0),
             medoids=dict(iterations=10),
-            programme=dict(weight=1.5, restarts=8, exact_below=20),
+            programme=dict(weight=1.5, restarts=32, exact_below=20),
         ),
     )
 
