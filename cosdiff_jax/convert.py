@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from absl import app, flags
 
-from cosdiff_jax import build, weights
+from cosdiff_jax import build, tables, weights
 from cosdiff_jax.models.convert import fuse_dit, gemma, layout
 
 FLAGS = flags.FLAGS
@@ -28,9 +28,9 @@ FLAGS = flags.FLAGS
 LAYOUTS = {"fuse_dit": fuse_dit, "gemma": gemma}
 # Knobs of the backbone that are choices themselves, and their tables.
 CHOICES = {
-    "position": build.POSITIONS,
-    "modulation": build.MODULATIONS,
-    "attention": build.FUSIONS,
+    "position": tables.POSITIONS,
+    "modulation": tables.MODULATIONS,
+    "attention": tables.FUSIONS,
 }
 NAMES = {"backbone": "fuse_dit", "language_model": "gemma"}
 

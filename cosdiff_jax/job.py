@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from cosdiff_jax import build, latents, optimizer, weights
+from cosdiff_jax import build, latents, optimizer, tables, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.judge import Drawn, HeldOut, InClip, Judge, Measure
@@ -52,7 +52,7 @@ class Job:
     prompts: int
     judge: Judge
     tokenizer: Tokenizer
-    entry: build.Entry
+    entry: tables.Entry
 
 
 def prepare(config: Any) -> Job:
@@ -90,7 +90,7 @@ def prepare(config: Any) -> Job:
         objective=objective,
         frozen=frozen,
         params=build.parameters(config[role]),
-        rule=build.make(build.OPTIMIZERS, knobs),
+        rule=tables.make(tables.OPTIMIZERS, knobs),
         rate=optimizer.schedule(
             knobs.rate,
             steps=config.steps,
@@ -112,7 +112,7 @@ def _encoded(config: Any, vae: Params) -> groups.Source:
     if config.data.name != "scenes":
         raise ValueError(f"data.encoded needs data.name=scenes, not {config.data.name}")
     everything = config.data.scenes.stored
-    data = build.make(build.SOURCES, config.data, split="train", samples=everything)
+    data = tables.make(build.SOURCES, config.data, split="train", samples=everything)
     kept = latents.encode(data, build.model("vae", config.vae), vae, config.data.scenes.folder)
     captions = tuple(data[index]["caption"] for index in range(len(data)))
     return groups.WithLatents(captions, kept, config.data.samples)
@@ -270,5 +270,5 @@ def export(
     )
 
 
-def _plain(entry: build.Entry) -> dict[str, Any]:
+def _plain(entry: tables.Entry) -> dict[str, Any]:
     return entry.to_dict() if hasattr(entry, "to_dict") else dict(entry)

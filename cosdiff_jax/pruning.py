@@ -120,7 +120,7 @@ class Pruning:
             params, frozen, text, empty, said, z, t, keys, keep: int
         ) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
             rows = jnp.full(z.shape[0], t)
-            v = self.sampler.field(params, frozen, text, empty, keys)(z, rows)
+            v = self.sampler.velocity(params, frozen, text, empty, keys)(z, rows)
             after = z - v / self.sampler.steps
             if keep == z.shape[0]:
                 return after, jnp.arange(keep)

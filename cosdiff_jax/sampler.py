@@ -162,7 +162,7 @@ class Sampler:
 
         return jax.jit(read)
 
-    def field(
+    def velocity(
         self,
         params: Params,
         frozen: Frozen,
@@ -236,7 +236,7 @@ class Sampler:
             if self.descent is not None and start.shape[1] > 1:
                 plain = self._guided(params, text, empty, keys)
                 z = self._descend(frozen, plain, z, start.shape[1], self.descent)
-            z = self.solver(self.field(params, frozen, text, empty, keys), z, self.steps)
+            z = self.solver(self.velocity(params, frozen, text, empty, keys), z, self.steps)
             images = self.pictures(frozen, z)
             return images.reshape(*start.shape[:2], *images.shape[1:])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base, presets
-from cosdiff_jax import build, job, optimizer
+from cosdiff_jax import build, job, optimizer, tables
 from cosdiff_jax.shapes import Batch
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -20,34 +20,34 @@ RECIPES = sorted(
 )
 # Menu path -> table of constructors; "asset" and "none" are handled beside the tables.
 TABLES = {
-    "optimizer": build.OPTIMIZERS,
-    "language_model": build.MODELS["language_model"],
-    "vae": build.MODELS["vae"],
-    "clip": build.MODELS["clip"],
-    "backbone": build.MODELS["backbone"],
-    "backbone.fuse_dit.position": build.POSITIONS,
-    "backbone.fuse_dit.modulation": build.MODULATIONS,
-    "backbone.fuse_dit.attention": build.FUSIONS,
+    "optimizer": tables.OPTIMIZERS,
+    "language_model": tables.MODELS["language_model"],
+    "vae": tables.MODELS["vae"],
+    "clip": tables.MODELS["clip"],
+    "backbone": tables.MODELS["backbone"],
+    "backbone.fuse_dit.position": tables.POSITIONS,
+    "backbone.fuse_dit.modulation": tables.MODULATIONS,
+    "backbone.fuse_dit.attention": tables.FUSIONS,
     "objective": build.OBJECTIVES,
-    "objective.flow_matching.trajectory": build.TRAJECTORIES,
-    "objective.flow_matching.times": build.TIMES,
-    "objective.flow_matching.weighting": build.WEIGHTINGS,
-    "objective.flow_matching.diversity": build.DIVERSITIES,
-    "objective.flow_matching.diversity.cosine.schedule": build.SCHEDULES,
-    "objective.flow_matching.diversity.cosine.measure": build.MEASURES,
-    "objective.flow_matching.diversity.cosine.target": build.TARGETS,
-    "objective.flow_matching.diversity.cosine.bank": build.BANKS,
-    "objective.flow_matching.prediction": build.PREDICTIONS,
-    "objective.flow_matching.prediction.rollout.guidance": build.GUIDANCES,
-    "sample.solver": build.SOLVERS,
-    "sample.guidance": build.GUIDANCES,
-    "sample.noise": build.NOISES,
-    "sample.descent": build.DESCENTS,
-    "sample.condition": build.CONDITIONS,
-    "sample.repulsion": build.REPULSIONS,
-    "sample.selection": build.SELECTIONS,
+    "objective.flow_matching.trajectory": tables.TRAJECTORIES,
+    "objective.flow_matching.times": tables.TIMES,
+    "objective.flow_matching.weighting": tables.WEIGHTINGS,
+    "objective.flow_matching.diversity": tables.DIVERSITIES,
+    "objective.flow_matching.diversity.cosine.schedule": tables.SCHEDULES,
+    "objective.flow_matching.diversity.cosine.measure": tables.MEASURES,
+    "objective.flow_matching.diversity.cosine.target": tables.TARGETS,
+    "objective.flow_matching.diversity.cosine.bank": tables.BANKS,
+    "objective.flow_matching.prediction": tables.PREDICTIONS,
+    "objective.flow_matching.prediction.rollout.guidance": tables.GUIDANCES,
+    "sample.solver": tables.SOLVERS,
+    "sample.guidance": tables.GUIDANCES,
+    "sample.noise": tables.NOISES,
+    "sample.descent": tables.DESCENTS,
+    "sample.condition": tables.CONDITIONS,
+    "sample.repulsion": tables.REPULSIONS,
+    "sample.selection": tables.SELECTIONS,
     "sample.noise.low_frequency.base": {
-        name: build.NOISES[name] for name in ("orthogonal", "antithetic")
+        name: tables.NOISES[name] for name in ("orthogonal", "antithetic")
     },
 }
 
@@ -87,7 +87,7 @@ def test_every_choice_of_the_menu_is_held_to_a_table():
 def test_every_alternative_can_be_made_with_its_menu_knobs(path):
     entry = at(base.menu(), path).to_dict()
     for name, constructor in TABLES[path].items():
-        made = build.make(TABLES[path], {**entry, "name": name})
+        made = tables.make(TABLES[path], {**entry, "name": name})
         if isinstance(constructor, type):
             assert isinstance(made, constructor)
         for knob, value in entry.get(name, {}).items():
@@ -98,7 +98,7 @@ def test_every_alternative_can_be_made_with_its_menu_knobs(path):
 
 def test_unknown_choice_lists_the_choices():
     with pytest.raises(ValueError, match=r"'adam' is not one of adamw, muon"):
-        build.make(build.OPTIMIZERS, {"name": "adam"})
+        tables.make(tables.OPTIMIZERS, {"name": "adam"})
 
 
 @pytest.mark.parametrize("preset", ["", *presets.PRESETS])
@@ -120,7 +120,7 @@ def test_every_recipe_at_every_size_builds(recipe, preset):
             images = None
         batch = Batch(tokens=tokens, mask=tokens == 0, images=images)
         params = objective.init(jax.random.key(0), batch)
-        rule = build.make(build.OPTIMIZERS, config.optimizer)
+        rule = tables.make(tables.OPTIMIZERS, config.optimizer)
         return params, optimizer.chain(rule, lambda step: 1e-3).init(params)
 
     params, state = jax.eval_shape(init)

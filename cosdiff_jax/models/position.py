@@ -119,9 +119,10 @@ class Rope2D(_Rotary):
 
     def embedding(self, h: int, w: int, width: int) -> Float[Array, "N D"] | None:
         """The table, if it was asked for."""
+        if not self.absolute:
+            return None
         side = max(h, w)
-        table = Ape(max_size=side, base_size=side)
-        return table.embedding(h, w, width) if self.absolute else None
+        return Ape(max_size=side, base_size=side).embedding(h, w, width)
 
     def angles(
         self, h: int, w: int, start: Int[Array, " P"], head_size: int

@@ -1,0 +1,154 @@
+"""The tables: each choice of the menu, name -> constructor.
+
+Every choice in ``configs/base.py`` is a dictionary with a ``name`` and one entry per alternative;
+``make(TABLE, entry)`` calls the named constructor with that alternative's knobs. To add an
+alternative is to add a line here and its knobs to the menu.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from cosdiff_jax.diversity import (
+    bank,
+    control,
+    measure,
+    noise,
+    repulsion,
+    schedule,
+    selection,
+)
+from cosdiff_jax.diversity.programme import QuadraticProgram
+from cosdiff_jax.flow import guidance, prediction, solver, timestep, trajectory, weighting
+from cosdiff_jax.flow.condition import Cads
+from cosdiff_jax.models import dit, fuse_dit, fusion, modulation, position
+from cosdiff_jax.models.clip import CLIP
+from cosdiff_jax.models.gemma import Gemma
+from cosdiff_jax.models.vae import AutoencoderKL
+from cosdiff_jax.optimizer import AdamW, Muon
+from cosdiff_jax.sampler import Descent
+
+Entry = Any
+"""A choice of the menu: ``{"name": n, n: {knobs}, ...}``."""
+
+
+def make(table: Mapping[str, Callable], entry: Entry, **more: Any) -> Any:
+    """Call the constructor that ``entry["name"]`` picks with the knobs beside it.
+
+    Args:
+      table: name -> constructor.
+      entry: the choice.
+      **more: knobs that are objects already; they go before those of the entry.
+
+    Raises:
+      ValueError: no such choice; the choices are listed.
+    """
+    name = entry["name"]
+    if name not in table:
+        raise ValueError(f"{name!r} is not one of {', '.join(sorted(table))}")
+    knobs = {key: _plain(key, value) for key, value in entry.get(name, {}).items()}
+    return table[name](**{**knobs, **more})
+
+
+def _plain(key: str, value: Any) -> Any:
+    if key == "dtype":
+        return jnp.dtype(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def nested(constructor: Callable, **tables: Mapping[str, Callable]) -> Callable:
+    """A constructor some of whose knobs are choices themselves."""
+
+    def build(**knobs: Any) -> Any:
+        made = {key: make(table, knobs[key]) for key, table in tables.items() if key in knobs}
+        return constructor(**{**knobs, **made})
+
+    return build
+
+
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+TRAJECTORIES = {"rectified_flow": trajectory.RectifiedFlow}
+TIMES = {"uniform": timestep.Uniform, "logit_normal": timestep.LogitNormal}
+WEIGHTINGS = {"constant": weighting.Constant}
+SOLVERS = {"euler": solver.Euler, "heun": solver.Heun}
+GUIDANCES = {"classifier_free": guidance.ClassifierFree}
+SCHEDULES = {
+    "constant": schedule.Constant,
+    "linear": schedule.LinearRamp,
+    "cosine": schedule.CosineRamp,
+    "controller": schedule.Controller,
+}
+MEASURES = {
+    "mean": measure.MeanCosine,
+    "top": measure.TopCosine,
+    "sampled": measure.SampledCosine,
+    "log_determinant": measure.LogDeterminant,
+    "vendi": measure.Vendi,
+}
+BANKS = {"none": lambda: None, "fifo": bank.Bank}
+TARGETS = {"real": control.RealPictures, "fixed": control.Fixed}
+NOISES: dict[str, Callable] = {
+    "independent": noise.Independent,
+    "orthogonal": noise.Orthogonal,
+    "antithetic": noise.Antithetic,
+    "repelled": noise.Repelled,
+}
+NOISES |= {"low_frequency": nested(noise.LowFrequency, base=dict(NOISES))}
+DESCENTS = {"none": lambda: None, "cosine": Descent}
+CONDITIONS = {"none": lambda: None, "cads": Cads}
+REPULSIONS = {
+    "none": lambda: None,
+    "particle": repulsion.ParticleGuidance,
+    "svgd": repulsion.Svgd,
+    "diverse_flow": repulsion.DiverseFlow,
+}
+SELECTIONS = {
+    "max_min": selection.MaxMin,
+    "min_sum": selection.MinSum,
+    "relevance": selection.MaximalMarginalRelevance,
+    "volume": selection.DeterminantalPointProcess,
+    "medoids": selection.KMedoids,
+    "programme": QuadraticProgram,
+}
+POSITIONS = {
+    "ape": position.Ape,
+    "rope_1d": position.Rope1D,
+    "rope_2d": position.Rope2D,
+    "rope_m": position.MRope,
+}
+MODULATIONS = {
+    "adaln_zero": modulation.AdaLnZero,
+    "adaln_single": modulation.AdaLnSingle,
+    "addition": modulation.Addition,
+    "none": modulation.Unconditioned,
+}
+FUSIONS = {
+    "deep_self": fusion.SelfAttention,
+    "deep_cross": fusion.CrossAttention,
+    "shallow_self": dit.ShallowSelf,
+    "shallow_cross": dit.ShallowCross,
+}
+
+
+# Roles: the networks a run can hold. The objective trains one of them, the others are frozen.
+MODELS: dict[str, dict[str, Callable]] = {
+    "language_model": {"gemma": Gemma},
+    "vae": {"kl": AutoencoderKL, "none": lambda: None},
+    "clip": {"clip": CLIP, "none": lambda: None},
+    "backbone": {
+        "fuse_dit": nested(
+            fuse_dit.FuseDiT, position=POSITIONS, modulation=MODULATIONS, attention=FUSIONS
+        )
+    },
+}
+PREDICTIONS = {
+    "one_step": prediction.OneStep,
+    "rollout": nested(prediction.Rollout, guidance=GUIDANCES),
+}
+DIVERSITIES = {
+    "none": lambda: None,
+    "cosine": nested(
+        control.CosineDiversity, schedule=SCHEDULES, measure=MEASURES, target=TARGETS, bank=BANKS
+    ),
+}
