@@ -68,19 +68,26 @@ class Checkpoints:
     Args:
       workdir: the run's folder, local or on a bucket; checkpoints go to ``workdir/checkpoints``.
       keep: how many of the newest to keep; one more than one is what makes falling back possible.
+      write: whether this process is the one that writes there. Only the writer takes away what a
+        save that did not finish has left: to a reader it may be one that is going on.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 2):
+    def __init__(self, workdir: str | Path, *, keep: int = 2, write: bool = True):
         self.folder = epath.Path(workdir) / "checkpoints"
-        if "://" not in str(workdir):
+        remote = "://" in str(workdir)
+        if not remote:
             # Orbax finds nothing, and says nothing, where a path is relative.
             self.folder = self.folder.resolve()
+        if write and not remote and jax.process_index() == 0:
+            # Orbax would do it in a thread, which complains where a program ends soon.
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                unfinished.rmtree()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max(keep, 1),
-                create=True,
-                cleanup_tmp_directories=True,
+                create=write,
+                cleanup_tmp_directories=write and remote,
                 enable_async_checkpointing=False,
             ),
             item_names=("state", "data", "config"),
@@ -201,8 +208,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait for what is being written: Orbax's threads outlive no interpreter in peace."""
-        self._manager.close()
+        """Close."""
+        self.close()
 
     def close(self) -> None:
         """Wait for what is being written."""

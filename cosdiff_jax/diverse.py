@@ -5,7 +5,8 @@ which of more candidates are kept. Methods of different parts act together.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from cosdiff_jax import build, trained
+from cosdiff_jax import build, tables, trained
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.diversity import measure, similarity
+from cosdiff_jax.diversity.selection import Selection
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.pruning import Pruning, sizes
 from cosdiff_jax.report import grid
+from cosdiff_jax.sampler import Sampler
 
 _PARTICLE = {"name": "particle", "particle": {"weight": 100.0}}
 # What each method changes in the menu's ``sample``.
@@ -39,7 +42,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "interval": {"guidance": {"classifier_free": {"interval": (0.1, 0.8)}}},
     "free_start": {"guidance": {"classifier_free": {"start": False}}},
     # which of the candidates are kept
-    **{name: {"selection": {"name": name}} for name in build.SELECTIONS},
+    **{name: {"selection": {"name": name}} for name in tables.SELECTIONS},
     "pruning": {"pruning": 0.5},
 }
 
@@ -68,103 +71,163 @@ def overlay(method: str) -> dict[str, Any]:
     """The changes to the menu's ``sample`` of methods joined by +.
 
     Raises:
-      ValueError: an unknown name, or two names that change the same field.
+      ValueError: an unknown name, or two names that set the same knob differently.
     """
     changes: dict[str, Any] = {}
     for name in method.split("+"):
         if name not in METHODS:
             raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
-        for field, value in METHODS[name].items():
-            if changes.get(field, value) != value:
-                raise ValueError(f"--method={method}: two of these set the {field}")
-            changes[field] = value
+        clash = _merge(changes, METHODS[name])
+        if clash is not None:
+            raise ValueError(f"--method={method}: two of these set the {clash}")
     return changes
 
 
-def diverse_samples(
-    model: trained.Trained,
-    prompts: Sequence[str],
-    *,
-    num: int = 4,
-    method: str = "independent",
-    candidates: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-) -> Samples:
-    """k pictures of each prompt, kept different by a method.
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> str | None:
+    """Add nested fields; returns the first one that holds something else already."""
+    for field, value in more.items():
+        if isinstance(value, Mapping):
+            if _merge(into.setdefault(field, {}), value) is not None:
+                return field
+        elif into.setdefault(field, value) != value:
+            return field
+    return None
 
-    Args:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiverseSampler:
+    """Draws k pictures of each prompt, kept different by a method: compiled once, called often.
+
+    Fields:
       model: with the role "clip" loaded where there is a CLIP: selection and the numbers need it.
-      prompts: P prompts.
       num: k.
       method: names from ``METHODS``, joined by +.
       candidates: M, drawn to choose k from; 4 k where a selection is named and None given.
       steps: solver steps; None as the recipe says.
       guidance: scale of classifier-free guidance; None as the recipe says.
-      seed: of the noise.
 
     Raises:
       ValueError: an unknown method, fewer candidates than pictures, or no CLIP to choose by.
     """
-    changes = overlay(method)
-    share = changes.pop("pruning", None)
-    chooses = share is not None or "selection" in changes or (candidates or num) > num
-    total = candidates or (4 * num if chooses else num)
-    if total < num:
-        raise ValueError(f"--candidates={total} are fewer than the --num={num} to keep")
-    config = model.as_asked(steps, guidance, changes)
-    clip = build.model("clip", config.clip) if "clip" in model.frozen else None
-    # Grey digits and pictures of other sizes are not what the CLIP at hand has learnt to see.
-    sees = clip is not None and model.shape == (clip.size, clip.size, 3)
-    looks = chooses or changes.get("view", {}).get("name") == "clip"
-    if looks and not sees:
-        raise ValueError(f"{model.name} has no CLIP for its pictures, which {method} looks through")
-    sampler = build.sampler(config, model.shape)
-    view = ClipFeature(clip=clip) if clip is not None and sees else None
-    tokens, mask, seeds = model.read(prompts)
-    key = jax.random.key(seed)
-    if share is None or view is None:
-        drawn = sampler(model.params, model.frozen, tokens, mask, key, num=total, seeds=seeds)
-        kept = np.tile(np.arange(num), (len(prompts), 1))
-        evaluations = total * sampler.steps
-    else:
-        pruning = Pruning(
-            sampler=sampler,
-            view=dataclasses.replace(view, vae=sampler.vae),
-            share=share,
-            selection=_selection(config),
-        )
-        drawn, kept = pruning(
-            model.params, model.frozen, tokens, mask, key, candidates=total, num=num, seeds=seeds
-        )
-        evaluations = sum(sizes(total, num, sampler.steps, share)[:-1])
-    images = grid.to_bytes(drawn)
-    if view is None:
-        return Samples(images=images, kept=kept, score=None, table=[], evaluations=evaluations)
-    f, score = _seen(view, model.frozen, images, tokens, mask)
-    if chooses and share is None:
-        choose = jax.jit(lambda f, s: jax.vmap(lambda f, s: _selection(config)(f, s, num))(f, s))
-        kept = np.sort(np.asarray(choose(f, score)), axis=1)
-        images, f, score = (
-            np.take_along_axis(x, kept.reshape(*kept.shape, *[1] * (x.ndim - 2)), axis=1)
-            for x in (images, f, score)
-        )
-    table = [_measures(group, s) for group, s in zip(f, score, strict=True)]
-    return Samples(images=images, kept=kept, score=score, table=table, evaluations=evaluations)
+
+    model: trained.Trained
+    num: int = 4
+    method: str = "independent"
+    candidates: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self._total < self.num:
+            raise ValueError(
+                f"--candidates={self._total} are fewer than the --num={self.num} to keep"
+            )
+        looks = self._chooses or self._changes.get("view", {}).get("name") == "clip"
+        if looks and self._view is None:
+            raise ValueError(
+                f"{self.model.name} has no CLIP for its pictures, which {self.method} looks through"
+            )
+
+    def __call__(self, prompts: Sequence[str], *, seed: int = 0) -> Samples:
+        """Pictures of P prompts; the same seed and prompt give the same ones.
+
+        Raises:
+          ValueError: a prompt is longer than the model's context.
+        """
+        model, num, pruning = self.model, self.num, self._pruning
+        tokens, mask, seeds = model.read(prompts)
+        asked = (model.params, model.frozen, tokens, mask, jax.random.key(seed))
+        if pruning is None:
+            drawn = self._sampler(*asked, num=self._total, seeds=seeds)
+            kept = np.tile(np.arange(num), (len(prompts), 1))
+            evaluations = self._total * self._sampler.steps
+        else:
+            drawn, kept = pruning(*asked, candidates=self._total, num=num, seeds=seeds)
+            evaluations = sum(sizes(self._total, num, self._sampler.steps, pruning.share)[:-1])
+        images = grid.to_bytes(drawn)
+        if self._view is None:
+            return Samples(images=images, kept=kept, score=None, table=[], evaluations=evaluations)
+        f = np.stack([np.asarray(self._look(model.frozen, to_float(group))) for group in images])
+        score = np.einsum("pmf,pf->pm", f, np.asarray(self._said(model.frozen, tokens, mask)))
+        if self._chooses and pruning is None:
+            kept = np.sort(np.asarray(self._choose(f, score)), axis=1)
+            images, f, score = (
+                np.take_along_axis(x, kept.reshape(*kept.shape, *[1] * (x.ndim - 2)), axis=1)
+                for x in (images, f, score)
+            )
+        table = [_measures(group, s) for group, s in zip(f, score, strict=True)]
+        return Samples(images=images, kept=kept, score=score, table=table, evaluations=evaluations)
+
+    @cached_property
+    def _changes(self) -> dict[str, Any]:
+        return overlay(self.method)
+
+    @property
+    def _chooses(self) -> bool:
+        named = "pruning" in self._changes or "selection" in self._changes
+        return named or (self.candidates or self.num) > self.num
+
+    @property
+    def _total(self) -> int:
+        return self.candidates or (4 * self.num if self._chooses else self.num)
+
+    @cached_property
+    def _config(self) -> Any:
+        changes = {name: value for name, value in self._changes.items() if name != "pruning"}
+        return self.model.as_asked(self.steps, self.guidance, changes)
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        return build.sampler(self._config, self.model.shape)
+
+    @cached_property
+    def _view(self) -> ClipFeature | None:
+        if "clip" not in self.model.frozen:
+            return None
+        clip = build.model("clip", self._config.clip)
+        # Grey digits and pictures of other sizes are not what the CLIP at hand has learnt to see.
+        return ClipFeature(clip=clip) if self.model.shape == (clip.size, clip.size, 3) else None
+
+    @cached_property
+    def _selection(self) -> Selection:
+        entry = self._config.sample.get("selection", {"name": "programme"})
+        return tables.make(tables.SELECTIONS, entry)
+
+    @cached_property
+    def _pruning(self) -> Pruning | None:
+        share = self._changes.get("pruning")
+        if share is None or self._view is None:
+            return None
+        view = dataclasses.replace(self._view, vae=self._sampler.vae)
+        return Pruning(sampler=self._sampler, view=view, share=share, selection=self._selection)
+
+    @cached_property
+    def _look(self) -> Callable:
+        assert self._view is not None
+        return jax.jit(self._view)
+
+    @cached_property
+    def _said(self) -> Callable:
+        assert self._view is not None
+        return jax.jit(self._view.text)
+
+    @cached_property
+    def _choose(self) -> Callable:
+        return jax.jit(jax.vmap(lambda f, score: self._selection(f, score, self.num)))
 
 
-def _selection(config: Any) -> Any:
-    return build.make(build.SELECTIONS, config.sample.get("selection", {"name": "programme"}))
+def diverse_samples(
+    model: trained.Trained, prompts: Sequence[str], *, seed: int = 0, **options: Any
+) -> Samples:
+    """k pictures of each prompt, once; whoever draws again keeps a ``DiverseSampler``.
 
-
-def _seen(
-    view: ClipFeature, frozen: Any, images: np.ndarray, tokens: np.ndarray, mask: np.ndarray
-) -> tuple[Float[np.ndarray, "P M F"], Float[np.ndarray, "P M"]]:
-    """CLIP's vectors of the pictures, and their cosines with their prompts."""
-    look, said = jax.jit(view), jax.jit(view.text)(frozen, tokens, mask)
-    f = np.stack([np.asarray(look(frozen, to_float(group))) for group in images])
-    return f, np.einsum("pmf,pf->pm", f, np.asarray(said))
+    Args:
+      model: what to draw with.
+      prompts: P prompts.
+      seed: of the noise.
+      **options: the other fields of ``DiverseSampler``.
+    """
+    return DiverseSampler(model=model, **options)(prompts, seed=seed)
 
 
 def _measures(f: Float[np.ndarray, "k F"], score: Float[np.ndarray, " k"]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from cosdiff_jax import checkpoint, optimizer, sharding
+from cosdiff_jax import checkpoint, host, optimizer, sharding
 from cosdiff_jax import job as job_lib
 from cosdiff_jax.report import curves, grid, page, record
 from cosdiff_jax.report import facts as facts_lib
@@ -55,8 +55,6 @@ def train(config, workdir: str) -> TrainState:
       ValueError: something the user can put right, in one line.
     """
     began, stop = time.monotonic(), Stop()
-    # Before the folder is opened: Orbax's threads complain where a program ends at once.
-    job_lib.check(config)
     mesh = sharding.make_mesh(**config.mesh)
     kept = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
     with kept as checkpoints, jax.set_mesh(mesh):
@@ -271,6 +269,7 @@ def main(argv: list[str]) -> None:
     """Run, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     _log.setLevel(logging.INFO)
+    host.keep_memory()
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     try:

@@ -14,12 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from cosdiff_jax import build, checkpoint, weights
 from cosdiff_jax.data.tokenizer import Tokenizer
-from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Frozen, Params
 
 _log = logging.getLogger(__name__)
@@ -52,22 +50,6 @@ class Trained:
         side = data.folder.size if data.name == "folder" else 64
         return side, side, 3
 
-    def sampler(
-        self,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        sample: Mapping[str, Any] | None = None,
-    ) -> Sampler:
-        """Draws as the recipe says, but for what is given.
-
-        Args:
-          steps: of the solver.
-          guidance: scale of classifier-free guidance.
-          sample: other fields of the menu's ``sample``, nested as there.
-        """
-        return build.sampler(self.as_asked(steps, guidance, sample), self.shape)
-
     def as_asked(
         self, steps: int | None, guidance: float | None, sample: Mapping[str, Any] | None
     ) -> Any:
@@ -80,18 +62,6 @@ class Trained:
         if guidance is not None:
             config.sample.guidance.classifier_free.scale = float(guidance)
         return config
-
-    def draw(
-        self, sampler: Sampler, prompts: Sequence[str], *, num: int, seed: int
-    ) -> Float[np.ndarray, "P K X Y C"]:
-        """``num`` pictures of each prompt; the same seed and prompt give the same pictures.
-
-        Raises:
-          ValueError: a prompt is longer than the model's context.
-        """
-        tokens, mask, seeds = self.read(prompts)
-        key = jax.random.key(seed)
-        return sampler(self.params, self.frozen, tokens, mask, key, num=num, seeds=seeds)
 
     def read(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens and mask "P T" of the prompts, and a number "P" that is each prompt's own.
@@ -131,7 +101,7 @@ def load(source: str, roles: tuple[str, ...] = ("llm", "vae")) -> Trained:
 
 
 def _from_run(workdir: Path, roles: tuple[str, ...]) -> Trained:
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with checkpoint.Checkpoints(workdir, write=False) as checkpoints:
         stored = checkpoints.config()
         if stored is None:
             raise ValueError(f"no checkpoint in {workdir} yet")

@@ -115,10 +115,20 @@ def test_every_method_can_be_built(folder, method):
     assert differs == set(changes) - {"selection"}
 
 
+def test_methods_that_set_different_knobs_of_one_part_act_together():
+    changes = diverse.overlay("interval+free_start+cads")
+    guidance = {"classifier_free": {"interval": (0.1, 0.8), "start": False}}
+    assert changes == {"guidance": guidance, "condition": {"name": "cads"}}
+    assert diverse.overlay("interval")["guidance"] == {"classifier_free": {"interval": (0.1, 0.8)}}
+
+
 def test_choosing_keeps_the_best_by_its_own_measure(folder, tmp_path):
     """What max_min keeps is less alike than what stands at the beginning."""
     model = trained.load(folder, ("llm", "clip"))
     few = diverse.diverse_samples(model, ["a red star"], num=3, steps=2)
+    draw = diverse.DiverseSampler(model=model, num=3, steps=2)
+    for _ in range(2):
+        np.testing.assert_array_equal(draw(["a red star"]).images, few.images)
     many = diverse.diverse_samples(
         model, ["a red star"], num=3, steps=2, method="min_sum", candidates=12
     )
@@ -131,6 +141,7 @@ def test_choosing_keeps_the_best_by_its_own_measure(folder, tmp_path):
     [
         ("particles", None, "'particles' is not one of independent, orthogonal"),
         ("particle+svgd", None, "two of these set the repulsion"),
+        ("particle+svgd+max_min", None, "two of these set the repulsion"),
         ("max_min", 1, "--candidates=1 are fewer than the --num=2 to keep"),
     ],
 )
@@ -179,7 +190,13 @@ def test_of_a_run_the_newest_whole_checkpoints_averaged_weights_are_taken(folder
         difference = jax.tree.map(lambda a, b: a - b, model.params, finished.params)
         return float(jax.tree.leaves(difference)[0].mean())
 
+    # A run that goes on may be in the middle of a save: a reader touches nothing, a writer tidies.
+    saving = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    (saving / "state").mkdir(parents=True)
     run = trained.load(str(tmp_path))
+    assert saving.exists()
+    checkpoint.Checkpoints(tmp_path).close()
+    assert not saving.exists()
     assert run.name.endswith("(step 2)")
     assert offset(run) == pytest.approx(2, abs=1e-5)
     (tmp_path / "checkpoints" / "2" / "seal.json").unlink()
