@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from vendi_score import vendi
 
 from cosdiff_jax.metrics import cosine
 
@@ -26,3 +27,28 @@ def test_the_vendi_score_counts_different_samples():
 def test_one_sample_has_no_pairs():
     with pytest.raises(ValueError, match="at least 2"):
         cosine.update(cosine.init(), np.ones((2, 1, 3), np.float32))
+
+
+@pytest.mark.parametrize(("number", "features"), [(7, 5), (6, 40)])
+def test_the_vendi_score_is_the_published_packages(number, features):
+
+    rng = np.random.default_rng(number)
+    f = rng.normal(size=(3, number, features)) + 0.4
+    # The dual form is the one that does not drop its order; rows of more features than samples
+    # have the same eigenvalues either way.
+    published = np.mean([vendi.score_dual(group) for group in f])
+    found = cosine.result(cosine.update(cosine.init(), f.astype(np.float32)))["vendi"]
+    print(f"relative error {abs(found / published - 1):.1e}")
+    assert found == pytest.approx(published, rel=1e-5)
+
+
+def test_the_in_batch_cosine_is_the_published_definition():
+    """1 - IntDiv of the same package counts each sample with itself; without those, our mean."""
+    f = np.random.default_rng(0).normal(size=(2, 6, 4)) + 0.4
+    k = f.shape[1]
+    u = f / np.linalg.norm(f, axis=-1, keepdims=True)
+
+    with_itself = [1 - vendi.intdiv_K(group @ group.T) for group in u]
+    expected = np.mean([(k * c - 1) / (k - 1) for c in with_itself])
+    found = cosine.result(cosine.update(cosine.init(), f.astype(np.float32)))["mean_cosine"]
+    assert found == pytest.approx(expected, abs=1e-6)
