@@ -31,11 +31,9 @@ def test_one_sample_has_no_pairs():
 
 @pytest.mark.parametrize(("number", "features"), [(7, 5), (6, 40)])
 def test_the_vendi_score_is_the_published_packages(number, features):
-
     rng = np.random.default_rng(number)
     f = rng.normal(size=(3, number, features)) + 0.4
-    # The dual form is the one that does not drop its order; rows of more features than samples
-    # have the same eigenvalues either way.
+    # Of its forms, the one that starts from features; zero eigenvalues add nothing to either.
     published = np.mean([vendi.score_dual(group) for group in f])
     found = cosine.result(cosine.update(cosine.init(), f.astype(np.float32)))["vendi"]
     print(f"relative error {abs(found / published - 1):.1e}")
@@ -47,7 +45,6 @@ def test_the_in_batch_cosine_is_the_published_definition():
     f = np.random.default_rng(0).normal(size=(2, 6, 4)) + 0.4
     k = f.shape[1]
     u = f / np.linalg.norm(f, axis=-1, keepdims=True)
-
     with_itself = [1 - vendi.intdiv_K(group @ group.T) for group in u]
     expected = np.mean([(k * c - 1) / (k - 1) for c in with_itself])
     found = cosine.result(cosine.update(cosine.init(), f.astype(np.float32)))["mean_cosine"]
