@@ -61,10 +61,11 @@ def mebibytes(field: str) -> float:
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024
 
 
-def timed(run, f) -> tuple[float, float]:
+def timed(run, f):
+    """Wall seconds, CPU seconds and what came of it."""
     wall, cpu = time.perf_counter(), time.process_time()
-    jax.block_until_ready(run(f))
-    return time.perf_counter() - wall, time.process_time() - cpu
+    found = jax.block_until_ready(run(f))
+    return time.perf_counter() - wall, time.process_time() - cpu, found
 
 
 def row(form: str, number: int, features: int, percent: float, block: int, repeats: int) -> dict:
@@ -77,10 +78,10 @@ def row(form: str, number: int, features: int, percent: float, block: int, repea
     # 5 sets the high-water mark back to what is held now.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     held = mebibytes("VmRSS")
-    first_s, _ = timed(run, f)
+    first_s, *_ = timed(run, f)
     peak = mebibytes("VmHWM") - held
-    walls, cpus = zip(*(timed(run, f) for _ in range(repeats)), strict=True)
-    value, gradient = run(f) if form.endswith("gradient") else (run(f), None)
+    walls, cpus, results = zip(*(timed(run, f) for _ in range(repeats)), strict=True)
+    value, gradient = results[-1] if form.endswith("gradient") else (results[-1], None)
     found = {
         "benchmark": "similarity",
         "device": jax.devices()[0].platform,
