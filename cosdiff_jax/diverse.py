@@ -48,6 +48,25 @@ METHODS: dict[str, Mapping[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Pictures of P prompts, M of each, before any choice.
+
+    Attributes:
+      images: the pictures.
+      number: which of those that were begun they are.
+      f: what CLIP sees; None where there is no CLIP.
+      score: cosine of each picture with its prompt.
+      evaluations: model evaluations a prompt, in candidates times steps.
+    """
+
+    images: UInt8[np.ndarray, "P M X Y C"]
+    number: Int[np.ndarray, "P M"]
+    f: Float[np.ndarray, "P M F"] | None
+    score: Float[np.ndarray, "P M"] | None
+    evaluations: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
     """Pictures of P prompts, k of each, and what can be said of them.
 
@@ -134,29 +153,45 @@ class DiverseSampler:
         Raises:
           ValueError: a prompt is longer than the model's context.
         """
-        model, num, pruning = self.model, self.num, self._pruning
+        return self.choose(self.draw(prompts, seed=seed))
+
+    def draw(self, prompts: Sequence[str], *, seed: int = 0) -> Candidates:
+        """What there is to choose from; pruning has chosen already."""
+        model, pruning = self.model, self._pruning
         tokens, mask, seeds = model.read(prompts)
         asked = (model.params, model.frozen, tokens, mask, jax.random.key(seed))
         if pruning is None:
             drawn = self._sampler(*asked, num=self._total, seeds=seeds)
-            kept = np.tile(np.arange(num), (len(prompts), 1))
+            left = np.tile(np.arange(self._total), (len(prompts), 1))
             evaluations = self._total * self._sampler.steps
         else:
-            drawn, kept = pruning(*asked, candidates=self._total, num=num, seeds=seeds)
-            evaluations = sum(sizes(self._total, num, self._sampler.steps, pruning.share)[:-1])
-        images = grid.to_bytes(drawn)
-        if self._view is None:
-            return Samples(images=images, kept=kept, score=None, table=[], evaluations=evaluations)
-        f = np.stack([np.asarray(self._look(model.frozen, to_float(group))) for group in images])
-        score = np.einsum("pmf,pf->pm", f, np.asarray(self._said(model.frozen, tokens, mask)))
-        if self._chooses and pruning is None:
-            kept = np.sort(np.asarray(self._choose(f, score)), axis=1)
-            images, f, score = (
-                np.take_along_axis(x, kept.reshape(*kept.shape, *[1] * (x.ndim - 2)), axis=1)
-                for x in (images, f, score)
+            drawn, left = pruning(*asked, candidates=self._total, num=self.num, seeds=seeds)
+            steps = self._sampler.steps
+            evaluations = sum(sizes(self._total, self.num, steps, pruning.share)[:-1])
+        images, f, score = grid.to_bytes(drawn), None, None
+        if self._view is not None:
+            f = np.stack([np.asarray(self._look(model.frozen, to_float(x))) for x in images])
+            said = np.asarray(self._said(model.frozen, tokens, mask))
+            score = np.einsum("pmf,pf->pm", f, said)
+        return Candidates(images=images, number=left, f=f, score=score, evaluations=evaluations)
+
+    def choose(self, drawn: Candidates) -> Samples:
+        """The k of each prompt that are kept; candidates may be another sampler's."""
+        images, number, f, score = drawn.images, drawn.number, drawn.f, drawn.score
+        if f is not None and score is not None and self.num < images.shape[1]:
+            best = np.sort(np.asarray(self._choose(f, score)), axis=1)
+            images, number, f, score = (
+                np.take_along_axis(x, best.reshape(*best.shape, *[1] * (x.ndim - 2)), axis=1)
+                for x in (images, number, f, score)
             )
-        table = [_measures(group, s) for group, s in zip(f, score, strict=True)]
-        return Samples(images=images, kept=kept, score=score, table=table, evaluations=evaluations)
+        none = f is None or score is None
+        return Samples(
+            images=images,
+            kept=number,
+            score=score,
+            table=[] if none else [_measures(*group) for group in zip(f, score, strict=True)],
+            evaluations=drawn.evaluations,
+        )
 
     @cached_property
     def _changes(self) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Every way to different pictures of one prompt, side by side: what it costs and what it brings.
+
+    python benchmarks/methods.py [--model=fusion_base] [--prompts=64] [--num=4] [--candidates=16]
+        [--guidance=5] [--steps=25] [--method=cads --method=particle+max_min] [--out=methods.json]
+
+Held-out Scenes prompts, the same noise for all. The methods that choose among candidates choose
+from the same ones. Prints one JSON line for each method, the true pictures last, and writes them
+all to ``--out``. ``evaluations`` (of the network, in candidates times steps, for guidance twice
+that) and ``seconds`` are for one prompt; seconds are medians over groups of prompts, the first of
+which, with the compilation, is left out.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from cosdiff_jax import host, job, tables, trained
+from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler
+from cosdiff_jax.evaluate import held_out
+
+ROWS = 64
+CHOOSING = set(tables.SELECTIONS) | {"pruning"}
+
+
+def in_groups(draw: DiverseSampler, prompts: list[str], total: int) -> tuple[Candidates, float]:
+    """The candidates of all prompts, and seconds a prompt."""
+    size = max(1, ROWS // total)
+    found, seconds = [], []
+    for first in range(0, len(prompts), size):
+        began = time.perf_counter()
+        found.append(draw.draw(prompts[first : first + size]))
+        seconds.append((time.perf_counter() - began) / size)
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in found])
+        for name in ("images", "number", "f", "score")
+    }
+    whole = Candidates(**joined, evaluations=found[0].evaluations)
+    return whole, statistics.median(seconds[1:] or seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="fusion_base")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--num", type=int, default=4)
+    parser.add_argument("--candidates", type=int, default=16)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", action="append")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    host.keep_memory()
+    model = trained.load(args.model, ("llm", "vae", "clip"))
+    model.config.sample.update(prompts=args.prompts, num=args.num, shown=1)
+    items = held_out(args.prompts, args.num, args.seed)
+    judge = job.drawn(model.config, items, model.tokenizer, model.frozen)
+    prompts = list(judge.prompts)
+    facts = {
+        "arguments": {key: str(value) for key, value in vars(args).items() if key != "out"},
+        "date": date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {"python": platform.python_version(), "jax": metadata.version("jax")},
+    }
+    rows, pool = [], None
+
+    def note(row: dict) -> None:
+        rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+        print(json.dumps(rows[-1]), flush=True)
+        if args.out is not None:
+            args.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+
+    for method in args.method or METHODS:
+        chooses = bool(CHOOSING & set(method.split("+")))
+        draw = DiverseSampler(
+            model=model,
+            num=args.num,
+            method=method,
+            candidates=args.candidates if chooses else None,
+            steps=args.steps,
+            guidance=args.guidance,
+        )
+        if method in tables.SELECTIONS:
+            pool = pool or in_groups(draw, prompts, args.candidates)
+            (candidates, seconds), began = pool, time.perf_counter()
+            samples = draw.choose(candidates)
+            seconds += (time.perf_counter() - began) / len(prompts)
+        else:
+            total = args.candidates if chooses else args.num
+            candidates, seconds = in_groups(draw, prompts, total)
+            samples = draw.choose(candidates)
+        cost = {"evaluations": samples.evaluations, "seconds": seconds}
+        note({"method": method, **cost, **judge.measured(samples.images)})
+    note({"method": "true pictures", **judge.truth})
+
+
+if __name__ == "__main__":
+    main()
