@@ -5,9 +5,9 @@
 
 Held-out Scenes prompts, the same noise for all. The methods that choose among candidates choose
 from the same ones. Prints one JSON line for each method, the true pictures last, and writes them
-all to ``--out``. ``evaluations`` (of the network, in candidates times steps, for guidance twice
-that) and ``seconds`` are for one prompt; seconds are medians over groups of prompts, the first of
-which, with the compilation, is left out.
+all to ``--out``. ``evaluations`` (of the velocity: guidance asks the network twice for each) and
+``seconds`` are for one prompt; seconds are medians over groups of prompts, the first of which,
+with the compilation, is left out.
 """
 
 import argparse

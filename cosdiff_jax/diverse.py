@@ -56,7 +56,7 @@ class Candidates:
       number: which of those that were begun they are.
       f: what CLIP sees; None where there is no CLIP.
       score: cosine of each picture with its prompt.
-      evaluations: model evaluations a prompt, in candidates times steps.
+      evaluations: of the velocity, for one prompt; guidance asks the network twice for each.
     """
 
     images: UInt8[np.ndarray, "P M X Y C"]
@@ -76,7 +76,7 @@ class Samples:
       score: cosine of each picture with its prompt, by CLIP; None where there is no CLIP.
       table: of each prompt, the group's ``mean_cosine``, ``top_cosine`` and ``vendi`` score and
         its mean ``clip_score``; empty where there is no CLIP.
-      evaluations: model evaluations a prompt, in candidates times steps.
+      evaluations: of the velocity, for one prompt; guidance asks the network twice for each.
     """
 
     images: UInt8[np.ndarray, "P k X Y C"]
@@ -163,7 +163,7 @@ class DiverseSampler:
         if pruning is None:
             drawn = self._sampler(*asked, num=self._total, seeds=seeds)
             left = np.tile(np.arange(self._total), (len(prompts), 1))
-            evaluations = self._total * self._sampler.steps
+            evaluations = self._total * self._sampler.evaluations
         else:
             drawn, left = pruning(*asked, candidates=self._total, num=self.num, seeds=seeds)
             steps = self._sampler.steps

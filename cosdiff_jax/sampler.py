@@ -94,6 +94,12 @@ class Sampler:
             kind = type(self.repulsion).__name__
             raise ValueError(f"{kind} compares noisy latents: it cannot look through a feature")
 
+    @property
+    def evaluations(self) -> int:
+        """Velocity evaluations a picture; in a descent's rollouts each has a gradient as well."""
+        rollouts = 0 if self.descent is None else self.descent.moves * self.descent.rollout
+        return self.solver.calls * (self.steps + rollouts)
+
     def __call__(
         self,
         params: Params,

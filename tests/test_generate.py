@@ -83,7 +83,7 @@ def test_a_grid_and_every_picture_beside_it(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "evaluations"),
-    [("particle_clip+orthogonal+max_min", 8), ("cads+pruning", 6), ("descent", 4)],
+    [("particle_clip+orthogonal+max_min", 8), ("cads+pruning", 6), ("descent", 68)],
 )
 def test_methods_act_together_and_say_what_came_of_it(folder, tmp_path, method, evaluations):
     out = tmp_path / "grid.png"

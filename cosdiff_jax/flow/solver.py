@@ -6,7 +6,7 @@ which is how a rollout keeps its early steps out of the gradient.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,13 @@ Between = Callable[[Array, Array, Array], Array]
 
 @runtime_checkable
 class Solver(Protocol):
-    """A rule for integrating a velocity field from noise to data."""
+    """A rule for integrating a velocity field from noise to data.
+
+    Attributes:
+      calls: velocity evaluations of a step.
+    """
+
+    calls: ClassVar[int]
 
     def __call__(
         self,
@@ -40,6 +46,8 @@ class Solver(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Euler:
     """z_{i+1} = z_i - v(z_i, t_i) / steps: order 1, one evaluation a step."""
+
+    calls: ClassVar[int] = 1
 
     def __call__(
         self,
@@ -75,6 +83,8 @@ class Heun:
     z'      = z_i - v(z_i, t_i) / steps
     z_{i+1} = z_i - (v(z_i, t_i) + v(z', t_{i+1})) / (2 steps)
     """
+
+    calls: ClassVar[int] = 2
 
     def __call__(
         self,

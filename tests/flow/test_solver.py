@@ -54,3 +54,15 @@ def test_between_sees_the_time_reached_and_may_change_the_state():
 def test_steps_outside_the_grid_are_refused():
     with pytest.raises(ValueError, match="no such stretch"):
         solver.Euler()(velocity, jnp.ones((1, 1)), 4, first=3, last=5)
+
+
+@pytest.mark.parametrize("method", [solver.Euler(), solver.Heun()])
+def test_calls_are_what_a_step_costs(method):
+    asked = []
+
+    def counted(z, t):
+        asked.append(t)
+        return velocity(z, t)
+
+    method(counted, jnp.ones((2, 1)), 5)  # traced once for all steps
+    assert len(asked) == method.calls
