@@ -1,0 +1,79 @@
+"""What dropping candidates on the way costs and loses, against choosing from all finished pictures.
+
+    python benchmarks/pruning.py [--setting=64,4,4,0.9] [--setting=128,4,20,0.5] [--prompts=16]
+        [--model=fusion_base] [--guidance=5]
+
+A setting is M, k, solver steps, share dropped after every step; the two above are the published
+ones of group inference (arXiv 2508.15773). Both ways start from the same noise and keep what the
+quadratic programme keeps; ``ratio`` is the programme's objective, on finished pictures, of the set
+that pruning keeps over that of the set chosen from all M, and ``chance`` that of the first k.
+Prints one JSON line for each setting.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from cosdiff_jax import host, trained
+from cosdiff_jax.diverse import METHODS, DiverseSampler
+from cosdiff_jax.diversity.programme import QuadraticProgram
+from cosdiff_jax.evaluate import held_out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--setting", action="append", help="M,k,steps,share")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--model", default="fusion_base")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    args = parser.parse_args()
+
+    host.keep_memory()
+    model = trained.load(args.model, ("llm", "vae", "clip"))
+    prompts = [item["caption"] for item in held_out(args.prompts, 1, 0)]
+    objective = jax.jit(QuadraticProgram().objective)
+    for setting in args.setting or ("64,4,4,0.9", "128,4,20,0.5"):
+        m, k, steps = (int(x) for x in setting.split(",")[:3])
+        METHODS["pruning"] = {"pruning": float(setting.split(",")[3])}
+        options = {"num": k, "candidates": m, "steps": steps, "guidance": args.guidance}
+        every = DiverseSampler(model=model, method="programme", **options)
+        pruned = DiverseSampler(model=model, method="pruning", **options)
+        ratios, chances, seconds = [], [], {"all": [], "pruned": []}
+        row = {"setting": setting, "machine": platform.processor() or platform.machine()}
+        for prompt in prompts:
+            began = time.perf_counter()
+            drawn = every.draw([prompt])
+            best = every.choose(drawn)
+            between = time.perf_counter()
+            kept = pruned([prompt])
+            seconds["all"].append(between - began)
+            seconds["pruned"].append(time.perf_counter() - between)
+            assert drawn.f is not None and drawn.score is not None
+            f, score = drawn.f[0], drawn.score[0]
+            value, of_best, of_first = (
+                float(objective(f, score, np.asarray(numbers)))
+                for numbers in (kept.kept[0], best.kept[0], np.arange(k))
+            )
+            ratios.append(value / of_best)
+            chances.append(of_first / of_best)
+            row |= {"evaluations": {"all": drawn.evaluations, "pruned": kept.evaluations}}
+        row |= {
+            "prompts": len(prompts),
+            "ratio": round(statistics.mean(ratios), 4),
+            "worst": round(min(ratios), 4),
+            "chance": round(statistics.mean(chances), 4),
+            **{
+                f"seconds_{way}": round(statistics.median(s[1:] or s), 2)
+                for way, s in seconds.items()
+            },
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
