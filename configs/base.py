@@ -200,7 +200,7 @@ def objective() -> dict:
             times=dict(name="logit_normal", logit_normal=dict(mean=0.0, std=1.0), uniform={}),
             weighting=dict(name="constant", constant={}),
             caption_dropout=0.1,  # share of prompts shown as the empty caption
-            alignment=0.0,  # mu: weight of 1 - cos(CLIP text, CLIP picture)
+            alignment=alignment(),
             anchor=0.0,  # nu: weight of |v - v of the weights the run started from|^2
             diversity=dict(name="none", none={}, cosine=cosine()),
             prediction=dict(
@@ -219,6 +219,36 @@ def objective() -> dict:
                 latent=dict(centre=True),
                 mix=dict(clip=0.5, hidden=0.0, latent=0.5),  # weights of the cosines
             ),
+        ),
+    )
+
+
+def alignment() -> dict:
+    """How pictures are held to their captions."""
+
+    def term(**knobs: Any) -> dict:
+        schedule = dict(  # mu(step); warmup, ramp and until in steps
+            name="constant",
+            constant=dict(value=0.02),
+            linear=dict(end=0.02, warmup=0, ramp=0, until=None),
+            cosine=dict(end=0.02, warmup=0, ramp=0, until=None),
+        )
+        form = dict(
+            name="cosine",
+            cosine={},  # 1 - cos(caption, picture)
+            contrastive=dict(temperature=0.07),  # the right one among the captions of the batch
+        )
+        return dict(schedule=schedule, form=form, **knobs)
+
+    return dict(
+        name="none",
+        none={},
+        clip=term(),  # CLIP's text and picture vectors
+        # the frozen language model's states, projected to `feature` by a running regression
+        llm=term(
+            layer=None,  # of 0 (the embeddings) ... L (the last state); None: the middle one
+            ridge=0.01,  # share of the states' variance
+            decay=0.99,  # share of the statistics that stays after a step
         ),
     )
 
