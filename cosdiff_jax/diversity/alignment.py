@@ -110,7 +110,8 @@ class Projection:
     captions it is judged by were not fitted to it.
 
     The ridge is a share of each coordinate's variance: layers differ a thousandfold in scale, and
-    one number serves them all. Before the first step everything is zero, and so is the text.
+    one number serves them all. Before the first step everything is zero, and so is the text; a few
+    steps later it is rough still, which a warm-up of mu passes over.
 
     Attributes:
       layer: which hidden state: 0 the embeddings, ... L the last one; negative counts from there,

@@ -32,8 +32,8 @@ def update(
     image: Float[Array, "P K F"] | Float[np.ndarray, "P K F"],
 ) -> Pairs:
     """Add P prompts: S pooled states of each, and the unit vectors of its K pictures."""
-    image = np.asarray(image, np.float32).mean(axis=1)
-    return Pairs([*state.hidden, np.asarray(hidden)], [*state.image, image])
+    mean = np.asarray(image, np.float32).mean(axis=1)
+    return Pairs([*state.hidden, np.asarray(hidden)], [*state.image, mean])
 
 
 def result(

@@ -256,6 +256,7 @@ class FlowMatching:
 
         if self.alignment is not None:
             if self.alignment.projection is not None:
+                assert real is not None  # a projection learns from real pictures, seen above
                 projection, held = self.alignment.projection, memory["alignment"]
                 hidden = captions_lib.pooled(captions, projection.layer)
                 text = projection.text(held, hidden)
