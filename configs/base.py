@@ -5,11 +5,14 @@ and are not read. A recipe starts from ``menu()``, lays a preset over it, then i
 the command line comes last:
 
     python -m cosdiff_jax.train --config=configs/fusion_div.py:tiny --config.steps=50 ...
+
+A ``placeholder`` is None until the command line gives it a value of its type.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def menu() -> Any:
@@ -227,18 +230,12 @@ def alignment() -> dict:
     """How pictures are held to their captions."""
 
     def term(**knobs: Any) -> dict:
-        schedule = dict(  # mu(step); warmup, ramp and until in steps
-            name="constant",
-            constant=dict(value=0.02),
-            linear=dict(end=0.02, warmup=0, ramp=0, until=None),
-            cosine=dict(end=0.02, warmup=0, ramp=0, until=None),
-        )
         form = dict(
             name="cosine",
             cosine={},  # 1 - cos(caption, picture)
             contrastive=dict(temperature=0.07),  # the right one among the captions of the batch
         )
-        return dict(schedule=schedule, form=form, **knobs)
+        return dict(schedule=dict(name="constant", **by_step()), form=form, **knobs)  # mu(step)
 
     return dict(
         name="none",
@@ -246,21 +243,28 @@ def alignment() -> dict:
         clip=term(),  # CLIP's text and picture vectors
         # the frozen language model's states, projected to `feature` by a running regression
         llm=term(
-            layer=None,  # of 0 (the embeddings) ... L (the last state); None: the middle one
+            layer=placeholder(int),  # 0: the embeddings, ... L: the last state; None: the middle
             ridge=0.01,  # share of the states' variance
             decay=0.99,  # share of the statistics that stays after a step
         ),
     )
 
 
+def by_step() -> dict:
+    """Weights of a loss term that depend on the step alone; warmup, ramp and until in steps."""
+    return dict(
+        constant=dict(value=0.02),
+        linear=dict(end=0.02, warmup=0, ramp=0, until=placeholder(int)),
+        cosine=dict(end=0.02, warmup=0, ramp=0, until=placeholder(int)),
+    )
+
+
 def cosine() -> dict:
     """The diversity term."""
     return dict(
-        schedule=dict(  # lambda(step); warmup, ramp and until in steps
+        schedule=dict(  # lambda(step)
             name="linear",
-            constant=dict(value=0.02),
-            linear=dict(end=0.02, warmup=0, ramp=0, until=None),
-            cosine=dict(end=0.02, warmup=0, ramp=0, until=None),
+            **by_step(),
             # finds the weight that holds the mean cosine at the one wanted
             controller=dict(wanted=0.8, gain=0.01, largest=0.2, warmup=0),
         ),
