@@ -5,11 +5,14 @@ and are not read. A recipe starts from ``menu()``, lays a preset over it, then i
 the command line comes last:
 
     python -m cosdiff_jax.train --config=configs/fusion_div.py:tiny --config.steps=50 ...
+
+A ``placeholder`` is None until the command line gives it a value of its type.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def menu() -> Any:
@@ -200,7 +203,7 @@ def objective() -> dict:
             times=dict(name="logit_normal", logit_normal=dict(mean=0.0, std=1.0), uniform={}),
             weighting=dict(name="constant", constant={}),
             caption_dropout=0.1,  # share of prompts shown as the empty caption
-            alignment=0.0,  # mu: weight of 1 - cos(CLIP text, CLIP picture)
+            alignment=alignment(),
             anchor=0.0,  # nu: weight of |v - v of the weights the run started from|^2
             diversity=dict(name="none", none={}, cosine=cosine()),
             prediction=dict(
@@ -223,14 +226,45 @@ def objective() -> dict:
     )
 
 
+def alignment() -> dict:
+    """How pictures are held to their captions."""
+
+    def term(**knobs: Any) -> dict:
+        form = dict(
+            name="cosine",
+            cosine={},  # 1 - cos(caption, picture)
+            contrastive=dict(temperature=0.07),  # the right one among the captions of the batch
+        )
+        return dict(schedule=dict(name="constant", **by_step()), form=form, **knobs)  # mu(step)
+
+    return dict(
+        name="none",
+        none={},
+        clip=term(),  # CLIP's text and picture vectors
+        # the frozen language model's states, projected to `feature` by a running regression
+        llm=term(
+            layer=placeholder(int),  # 0: the embeddings, ... L: the last state; None: the middle
+            ridge=0.01,  # share of the states' variance
+            decay=0.99,  # share of the statistics that stays after a step
+        ),
+    )
+
+
+def by_step() -> dict:
+    """Weights of a loss term that depend on the step alone; warmup, ramp and until in steps."""
+    return dict(
+        constant=dict(value=0.02),
+        linear=dict(end=0.02, warmup=0, ramp=0, until=placeholder(int)),
+        cosine=dict(end=0.02, warmup=0, ramp=0, until=placeholder(int)),
+    )
+
+
 def cosine() -> dict:
     """The diversity term."""
     return dict(
-        schedule=dict(  # lambda(step); warmup, ramp and until in steps
+        schedule=dict(  # lambda(step)
             name="linear",
-            constant=dict(value=0.02),
-            linear=dict(end=0.02, warmup=0, ramp=0, until=None),
-            cosine=dict(end=0.02, warmup=0, ramp=0, until=None),
+            **by_step(),
             # finds the weight that holds the mean cosine at the one wanted
             controller=dict(wanted=0.8, gain=0.01, largest=0.2, warmup=0),
         ),

@@ -15,7 +15,8 @@ def get_config(preset: str = ""):
     config.backbone.name = "asset"
     flow = config.objective.flow_matching
     flow.times.logit_normal.update(mean=0.7, std=1.4)  # those the base was trained at
-    flow.alignment = 0.02
+    flow.alignment.name = "clip"
+    flow.alignment.clip.schedule.constant.value = 0.02
     flow.anchor = 0.5
     flow.diversity.name = "cosine"
     flow.diversity.cosine.schedule.linear.update(end=0.05, warmup=10, ramp=20)

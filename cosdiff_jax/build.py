@@ -175,9 +175,11 @@ def _random(config: Any, key: str, network: Any) -> Params:
 def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     knobs = config.objective.flow_matching
     diversity = tables.make(tables.DIVERSITIES, knobs.diversity)
-    predicts = diversity is not None or knobs.alignment > 0
+    alignment = tables.make(tables.ALIGNMENTS, knobs.alignment)
+    predicts = diversity is not None or alignment is not None
+    aligns_in_clip = alignment is not None and alignment.projection is None
     looks = _looks(knobs.feature) if predicts else set()
-    needs_clip = "clip" in looks or knobs.alignment > 0
+    needs_clip = "clip" in looks or aligns_in_clip
     nets = models(config, ("language_model", "vae", "backbone", *(("clip",) if needs_clip else ())))
     views = _views(nets)
 
@@ -191,14 +193,14 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
         backbone=nets.backbone,
         language_model=nets.language_model,
         vae=nets.vae,
-        clip=nets.clip if knobs.alignment > 0 else None,
+        clip=nets.clip if aligns_in_clip else None,
         trajectory=tables.make(tables.TRAJECTORIES, knobs.trajectory),
         times=tables.make(tables.TIMES, knobs.times),
         weighting=tables.make(tables.WEIGHTINGS, knobs.weighting),
         caption_dropout=knobs.caption_dropout,
         samples=config.data.samples,
         diversity=diversity,
-        alignment=knobs.alignment,
+        alignment=alignment,
         anchor=knobs.anchor,
         prediction=tables.make(tables.PREDICTIONS, knobs.prediction),
         feature=tables.make(features, knobs.feature) if predicts else None,

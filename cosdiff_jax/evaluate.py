@@ -3,10 +3,12 @@
     python -m cosdiff_jax.evaluate --metric=scenes --model=fusion_base --prompts=512 --num=4
     python -m cosdiff_jax.evaluate --metric=scenes --workdir=runs/fusion_div --guidance=3
     python -m cosdiff_jax.evaluate --metric=clip|vae|llm
+    python -m cosdiff_jax.evaluate --metric=consistency --model=fusion_base --prompts=512
 
 prints a table and writes it as JSON. The prompts and the true pictures are made on the spot from
-``--seed``; none of their meanings occurs in training. The last three measure the frozen networks:
-retrieval among pairs with distinct captions, PSNR, and perplexity.
+``--seed``; none of their meanings occurs in training. The others measure the frozen networks:
+retrieval among pairs with distinct captions, PSNR, perplexity, and how well each layer of the
+language model foretells CLIP's view of a caption's real pictures.
 """
 
 import json
@@ -26,7 +28,10 @@ from cosdiff_jax.data import tokenizer as tokenizers
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.data.scenes import grammar, renderer
+from cosdiff_jax.features.clip import ClipFeature
+from cosdiff_jax.metrics import consistency as consistency_lib
 from cosdiff_jax.metrics import psnr, retrieval
+from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.report import grid
 from cosdiff_jax.shapes import Batch
@@ -92,6 +97,45 @@ def pictures(
     if sheet is not None:
         grid.write_png(sheet, samples.images[: judge.shown], judge.captions)
     return judge.measured(samples.images), judge.truth
+
+
+def consistency(source: str, *, prompts: int, num: int, seed: int) -> tuple[Table, Table]:
+    """What each layer of a model's language model knows of the pictures, beside chance.
+
+    Args:
+      source: as for ``pictures``.
+      prompts: P; a regression is fitted on half of them.
+      num: K real pictures of each, whose mean vector stands for the prompt.
+      seed: of prompts and pictures.
+
+    Returns:
+      Mean cosine of projected caption and picture by layer: own pairs, and shuffled ones.
+
+    Raises:
+      ValueError: something the user can put right, in one line.
+    """
+    model = trained.load(source, ("llm", "clip"))
+    if model.config.data.name != "scenes":
+        raise ValueError(f"{source} was trained on {model.config.data.name}, not on scenes")
+    if "clip" not in model.frozen:
+        raise ValueError(f"{source} has no CLIP to look at pictures with")
+    items = held_out(prompts, num, seed)
+    tokens, mask, _ = model.read([item["caption"] for item in items])
+    language_model = build.model("language_model", model.config.language_model)
+    view = ClipFeature(clip=build.model("clip", model.config.clip))
+
+    @jax.jit
+    def look(frozen, images, tokens, mask):
+        text = language_model.apply({"params": frozen["llm"]}, tokens, mask, layers=True)
+        states = [captions_lib.pooled(text, layer) for layer in range(len(text.layers))]
+        return jnp.stack(states), view(frozen, images)
+
+    state = consistency_lib.init()
+    for rows in _chunks(prompts, 64):
+        images = to_float(np.concatenate([item["images"] for item in items[rows]]))
+        hidden, image = look(model.frozen, images, tokens[rows], mask[rows])
+        state = consistency_lib.update(state, hidden, image.reshape(-1, num, image.shape[-1]))
+    return consistency_lib.result(state)
 
 
 def clip(source: str, *, prompts: int, seed: int) -> Table:
@@ -167,10 +211,10 @@ def held_out(number: int, samples: int, seed: int, described: bool = False) -> A
     return items
 
 
-def table(found: Table, true: Table | None) -> str:
-    """The measures in columns."""
+def table(found: Table, true: Table | None, names: tuple[str, str] = ("model", "true")) -> str:
+    """The measures in columns with these names."""
     width = max(len(name) for name in found)
-    head = f"{'':{width}}  {'model':>8}" + (f"  {'true':>8}" if true is not None else "")
+    head = f"{'':{width}}  {names[0]:>8}" + (f"  {names[1]:>8}" if true is not None else "")
     lines = [head]
     for name, value in found.items():
         line = f"{name:{width}}  {value:8.4f}"
@@ -195,7 +239,8 @@ def _chunks(number: int, size: int) -> list[slice]:
 
 def define() -> None:
     """Define the flags; not at import, for several entry points share names."""
-    flags.DEFINE_enum("metric", "scenes", ["scenes", "digits", *ASSETS], "What to measure")
+    metrics = ["scenes", "digits", "consistency", *ASSETS]
+    flags.DEFINE_enum("metric", "scenes", metrics, "What to measure")
     flags.DEFINE_string("workdir", None, "A run's folder, or one with its weights")
     flags.DEFINE_string("model", None, "Embedded model, where no workdir is given")
     flags.DEFINE_integer("prompts", 512, "Held-out prompts, or pairs", lower_bound=2)
@@ -217,12 +262,17 @@ def main(argv: list[str]) -> None:
     metric, began = FLAGS.metric, time.monotonic()
     out = Path(FLAGS.out or Path(FLAGS.workdir or ".") / f"evaluation_{metric}.json")
     facts: dict[str, Any] = {"metric": metric, "prompts": FLAGS.prompts, "seed": FLAGS.seed}
+    columns = ("own", "shuffled") if metric == "consistency" else ("model", "true")
     try:
         if metric in ASSETS:
             run = {"clip": clip, "vae": vae, "llm": llm}[metric]
             model = FLAGS.workdir and str(Path(FLAGS.workdir) / "model")
             source = model or FLAGS.model or ASSETS[metric]
             found, true = run(source, prompts=FLAGS.prompts, seed=FLAGS.seed), None
+        elif metric == "consistency":
+            source = FLAGS.workdir or FLAGS.model or "fusion_base"
+            found, true = consistency(source, prompts=FLAGS.prompts, num=FLAGS.num, seed=FLAGS.seed)
+            facts["num"] = FLAGS.num
         else:
             source = FLAGS.workdir or FLAGS.model or "fusion_base"
             options = {
@@ -245,8 +295,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
     facts |= {"source": source, "seconds": round(time.monotonic() - began, 1)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**facts, "model": found, "true": true}, indent=1) + "\n")
-    print(table(found, true))
+    measured = dict(zip(columns, (found, true), strict=True))
+    out.write_text(json.dumps({**facts, **measured}, indent=1) + "\n")
+    print(table(found, true, columns))
     print(f"written to {out}")
 
 

@@ -185,6 +185,15 @@ def check(config: Any) -> None:
             "one prompt and needs at least 2; raise data.samples or set "
             "objective.flow_matching.diversity.name=none"
         )
+    aligned = config.objective.flow_matching.alignment
+    form = aligned.get(aligned.name, {}).get("form", {"name": "none"})["name"]
+    together = config.data.prompts // max(config.optimizer.accumulate, 1)
+    if flow and form == "contrastive" and together < 2:
+        raise ValueError(
+            f"data.prompts = {config.data.prompts}: contrastive alignment tells a batch's captions "
+            "apart and needs at least 2 (in each part that optimizer.accumulate makes); raise "
+            f"data.prompts or set objective.flow_matching.alignment.{aligned.name}.form.name=cosine"
+        )
     for field in ("prompts", "samples", "context"):
         if config.data[field] < 1:
             raise ValueError(f"data.{field} must be at least 1, not {config.data[field]}")

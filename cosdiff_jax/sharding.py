@@ -32,7 +32,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/kernel$", ("fsdp", "tensor")),
     (r"(^|/)bank$", ("data", None, None)),
     (r"(embedding|position\w*|table|token|start|projection)$", (None, "fsdp")),
-    (r"(bias|scale|weight|temperature|count|step|ns_coeffs)$", ()),
+    (r"(^|/)covariance$", ("fsdp", None)),
+    (r"(bias|scale|weight|mean|temperature|count|step|ns_coeffs)$", ()),
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from cosdiff_jax.diversity import (
+    alignment,
     bank,
     control,
     measure,
@@ -73,12 +74,12 @@ TIMES = {"uniform": timestep.Uniform, "logit_normal": timestep.LogitNormal}
 WEIGHTINGS = {"constant": weighting.Constant}
 SOLVERS = {"euler": solver.Euler, "heun": solver.Heun}
 GUIDANCES = {"classifier_free": guidance.ClassifierFree}
-SCHEDULES = {
+BY_STEP = {
     "constant": schedule.Constant,
     "linear": schedule.LinearRamp,
     "cosine": schedule.CosineRamp,
-    "controller": schedule.Controller,
 }
+SCHEDULES = {**BY_STEP, "controller": schedule.Controller}
 MEASURES = {
     "mean": measure.MeanCosine,
     "top": measure.TopCosine,
@@ -151,4 +152,17 @@ DIVERSITIES = {
     "cosine": nested(
         control.CosineDiversity, schedule=SCHEDULES, measure=MEASURES, target=TARGETS, bank=BANKS
     ),
+}
+FORMS = {"cosine": alignment.Cosine, "contrastive": alignment.Contrastive}
+
+
+def _projected(*, schedule: Any, form: Any, **knobs: Any) -> alignment.Alignment:
+    projection = alignment.Projection(**knobs)
+    return alignment.Alignment(schedule=schedule, form=form, projection=projection)
+
+
+ALIGNMENTS = {
+    "none": lambda: None,
+    "clip": nested(alignment.Alignment, schedule=BY_STEP, form=FORMS),
+    "llm": nested(_projected, schedule=BY_STEP, form=FORMS),
 }

@@ -10,6 +10,7 @@ import pytest
 
 from configs import base, presets
 from cosdiff_jax import build, job, optimizer, tables
+from cosdiff_jax.diversity import alignment
 from cosdiff_jax.shapes import Batch
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,6 +38,11 @@ TABLES = {
     "objective.flow_matching.diversity.cosine.measure": tables.MEASURES,
     "objective.flow_matching.diversity.cosine.target": tables.TARGETS,
     "objective.flow_matching.diversity.cosine.bank": tables.BANKS,
+    "objective.flow_matching.alignment": tables.ALIGNMENTS,
+    "objective.flow_matching.alignment.clip.schedule": tables.BY_STEP,
+    "objective.flow_matching.alignment.clip.form": tables.FORMS,
+    "objective.flow_matching.alignment.llm.schedule": tables.BY_STEP,
+    "objective.flow_matching.alignment.llm.form": tables.FORMS,
     "objective.flow_matching.prediction": tables.PREDICTIONS,
     "objective.flow_matching.prediction.rollout.guidance": tables.GUIDANCES,
     "sample.solver": tables.SOLVERS,
@@ -154,3 +160,22 @@ def test_a_mix_of_features_is_made_of_the_weighted_ones():
     assert made.feature.weights == (1.0, 3.0)
     assert made.feature.parts[0].time == 0.25
     assert "anchor" in needs
+
+
+def test_alignment_inside_the_language_model_is_made_with_its_knobs_and_needs_no_clip():
+    config = importlib.import_module("configs.fusion_div").get_config("tiny")
+    flow = config.objective.flow_matching
+    assert build.objective(config)[0].alignment.projection is None
+    flow.feature.name = "latent"
+    flow.diversity.name = "none"
+    flow.alignment.name = "llm"
+    flow.alignment.llm.update(layer=1, ridge=0.5, decay=0.9)
+    flow.alignment.llm.form.name = "contrastive"
+    flow.alignment.llm.form.contrastive.temperature = 0.2
+    flow.alignment.llm.schedule.name = "linear"
+    flow.alignment.llm.schedule.linear.end = 0.3
+    made, needs = build.objective(config)
+    assert made.alignment.projection == alignment.Projection(layer=1, ridge=0.5, decay=0.9)
+    assert made.alignment.form == alignment.Contrastive(temperature=0.2)
+    assert float(made.alignment.weight(5)) == pytest.approx(0.3)
+    assert made.clip is None and "clip" not in needs and made.feature is not None

@@ -253,6 +253,15 @@ def test_evaluation_puts_the_true_distribution_beside_the_model(folder, tmp_path
     assert len(lines) == len(found) + 1
 
 
+def test_consistency_is_told_for_every_layer_beside_chance(folder):
+    own, shuffled = evaluate.consistency(folder, prompts=8, num=2, seed=0)
+    assert list(own) == list(shuffled) == ["layer 0", "layer 1"]
+    assert all(-1 <= value <= 1 for value in [*own.values(), *shuffled.values()])
+    lines = evaluate.table(own, shuffled, ("own", "shuffled")).splitlines()
+    assert lines[0].split() == ["own", "shuffled"] and len(lines) == 3
+    assert evaluate.consistency(folder, prompts=8, num=2, seed=0) == (own, shuffled)
+
+
 def test_held_out_prompts_are_distinct_and_held_out():
     from cosdiff_jax.data.scenes import grammar
 

@@ -7,6 +7,7 @@ import pytest
 
 from cosdiff_jax import sharding
 from cosdiff_jax.diversity import control, schedule
+from cosdiff_jax.diversity.alignment import Projection
 from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.models.gemma import Gemma
@@ -81,6 +82,14 @@ def test_step_on_a_mesh_equals_one_device():
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads8), strict=True):
         scale = np.abs(a).max() + 1e-8
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=2e-5)
+
+
+def test_statistics_of_the_alignment_are_split_by_hidden_coordinate():
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    memory = {"memory": {"alignment": Projection().start(8, 6)}}
+    placed = sharding.place(memory, mesh)["memory"]["alignment"]
+    assert placed["covariance"].spec == jax.sharding.PartitionSpec("fsdp", None)
+    assert placed["mean"].spec == jax.sharding.PartitionSpec(None)
 
 
 def test_moments_land_beside_their_parameter():

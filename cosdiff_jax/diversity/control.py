@@ -1,10 +1,10 @@
 """Cosine similarity as a training signal: how much of it, from when on, above which target.
 
-    loss = flow + lambda(step) mean_p diversity_p + mu(step) mean_pk alignment_pk
+    loss = flow + lambda(step) mean_p diversity_p + ...
 
 Nothing here reduces over prompts: the objective does. A bare penalty on the cosine is easiest paid
 by breaking pictures, because broken pictures are alike in nothing; so penalise what exceeds the
-real pictures' own cosine (``hinge``) and keep the alignment term beside it.
+real pictures' own cosine (``hinge``) and keep an alignment term (``alignment``) beside it.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from cosdiff_jax.diversity import similarity
 from cosdiff_jax.diversity.bank import Bank
 from cosdiff_jax.diversity.measure import MeanCosine, Measure
 from cosdiff_jax.diversity.schedule import LinearRamp, Schedule, Step
@@ -189,9 +188,3 @@ def _known(prompt: jax.Array | None) -> jax.Array:
     if prompt is None:
         raise ValueError("a memory bank needs to know the number of each prompt")
     return prompt
-
-
-def alignment(images: Float[Array, "P K F"], text: Float[Array, "P F"]) -> Float[Array, "P K"]:
-    """1 - cos(picture, its prompt), one value per sample, in [0, 2]; zero vectors give 1."""
-    images, text = similarity.unit(images), similarity.unit(text)
-    return 1.0 - jnp.einsum("pkf,pf->pk", images, text)

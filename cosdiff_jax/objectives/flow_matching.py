@@ -1,14 +1,14 @@
 """Rectified-flow training with cosine diversity and alignment: the main objective.
 
-    L = L_RF + lambda(step) L_div + mu L_align + nu L_anchor
+    L = L_RF + lambda(step) L_div + mu(step) L_align + nu L_anchor
 
     L_RF     = mean over rows of w(t) |v_hat - v|^2           (Esser et al. 2024, eq. 14)
     L_div    = mean over prompts of how far the cosine of their K samples exceeds its target
-    L_align  = mean over rows of 1 - cos(f_image, f_text)
+    L_align  = mean over rows of 1 - cos(f_image, f_text), or its contrastive form
     L_anchor = mean over rows of |v_hat - v_anchor|^2
 
 Diversity and alignment look at features of the clean image the model predicts, one step from z_t
-or by a rollout from noise. Pairs are formed within a prompt, never across prompts.
+or by a rollout from noise. Pairs of pictures are formed within a prompt, never across prompts.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from cosdiff_jax import rng, text_stream
 from cosdiff_jax.diversity import control, similarity
+from cosdiff_jax.diversity.alignment import Alignment, same_captions
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.feature import Feature
 from cosdiff_jax.flow.guidance import Guidance
@@ -55,9 +56,10 @@ class FlowMatching:
       prediction: how the clean image is predicted.
       diversity: lambda(step), the measure and its target; None switches the term off.
       top_percent: share of pairs in the logged ``top_cosine``.
-      feature: what the cosine is measured on.
-      alignment: mu.
-      clip: reads pictures and captions, for alignment.
+      feature: what the cosine is measured on, and what the language model's states are
+        projected to.
+      alignment: mu(step) and what it weighs; None switches the term off.
+      clip: reads pictures and captions, for alignment without a projection.
       anchor: nu.
     """
 
@@ -73,7 +75,7 @@ class FlowMatching:
     diversity: control.CosineDiversity | None = None
     top_percent: float = 20.0
     feature: Feature | None = None
-    alignment: float = 0.0
+    alignment: Alignment | None = None
     clip: CLIP | None = None
     anchor: float = 0.0
 
@@ -89,22 +91,26 @@ class FlowMatching:
             raise ValueError(f"caption_dropout must lie in [0, 1], not {self.caption_dropout}")
         if self.diversity is not None and self.feature is None:
             raise ValueError("diversity is measured on a feature: feature is missing")
-        if self.alignment and self.clip is None:
+        if self._projects and self.feature is None:
+            raise ValueError("alignment with hidden states needs pictures' feature: it is missing")
+        if self.alignment is not None and not self._projects and self.clip is None:
             raise ValueError("alignment compares pictures with captions in CLIP: clip is missing")
 
     @property
     def predicts(self) -> bool:
         """Whether a clean image is predicted at all; known before anything is traced."""
-        return self.diversity is not None or self.alignment > 0
+        return self.diversity is not None or self.alignment is not None
+
+    @property
+    def _projects(self) -> bool:
+        return self.alignment is not None and self.alignment.projection is not None
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Fresh parameters of the backbone for batches of this shape."""
 
         # Only shapes reach the backbone's parameters, so the frozen networks may be random.
         llm = self.language_model.init(key, batch.tokens, batch.mask)
-        text, _ = captions_lib.read(
-            self.language_model, llm["params"], self.backbone, batch.tokens, batch.mask
-        )
+        text, _ = self._read(llm["params"], batch)
         x0: Any = batch.images if batch.latents is None else batch.latents
         if self.vae is not None and batch.latents is None:
             vae = self.vae.init(key, batch.images)
@@ -112,18 +118,26 @@ class FlowMatching:
         return self.backbone.init(key, x0, jnp.zeros(x0.shape[0]), text)["params"]
 
     def start(self, frozen: Frozen, batch: Batch, prompts: int) -> Memory:
-        """What the diversity term remembers before the first step, for so many training prompts."""
-        if self.diversity is None or self.feature is None:
+        """What is remembered before the first step, for so many training prompts.
+
+        Returns:
+          "diversity" and "alignment", each only where the term is on and remembers something.
+        """
+        if self.feature is None or (self.diversity is None and not self._projects):
             return {}
         feature = self.feature
 
-        def look(frozen: Frozen, batch: Batch) -> jax.Array:
-            text, _ = captions_lib.read(
-                self.language_model, frozen["llm"], self.backbone, batch.tokens, batch.mask
-            )
-            return feature(frozen, self._data(frozen, batch), text)
+        def look(frozen: Frozen, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            text, _ = self._read(frozen["llm"], batch)
+            return feature(frozen, self._data(frozen, batch), text), text.hidden
 
-        return self.diversity.start(prompts, jax.eval_shape(look, frozen, batch).shape[-1])
+        f, hidden = (x.shape[-1] for x in jax.eval_shape(look, frozen, batch))
+        memory = {}
+        if self.diversity is not None:
+            memory["diversity"] = self.diversity.start(prompts, f)
+        if self.alignment is not None and self.alignment.projection is not None:
+            memory["alignment"] = self.alignment.projection.start(hidden, f)
+        return memory
 
     def __call__(
         self,
@@ -141,7 +155,7 @@ class FlowMatching:
           frozen: parameters by role, see the class.
           batch: P prompts and B = P K pictures, prompt-major.
           key: for this step.
-          step: the optimizer step, which lambda depends on.
+          step: the optimizer step, which lambda and mu depend on.
           memory: as ``start`` or the step before gave it.
         """
         keys = rng.named(key, "time", "noise", "drop", "rollout", "pairs")
@@ -154,9 +168,7 @@ class FlowMatching:
                 f"the batch has {x0.shape[0]}"
             )
 
-        captions, empty = captions_lib.read(
-            self.language_model, frozen["llm"], self.backbone, batch.tokens, batch.mask
-        )
+        captions, empty = self._read(frozen["llm"], batch)
         kept = jax.random.bernoulli(keys["drop"], 1 - self.caption_dropout, (prompts,))
         text = text_stream.where(kept, captions, empty)
 
@@ -214,36 +226,64 @@ class FlowMatching:
         key: jax.Array,
     ) -> tuple[Float[Array, ""], Logs, Memory]:
         """Diversity and alignment, weighted and summed, what to log of them and to remember."""
-        total, logs, f = jnp.zeros(()), {}, None
+        total, logs = jnp.zeros(()), {}
+        f: Any = None
+        real: Any = None
 
         def view(feature: Feature, samples: Float[Array, "B *x"]) -> Float[Array, "P K F"]:
             return feature(frozen, samples, captions).reshape(*counts.shape, -1)
 
-        if self.diversity is not None and self.feature is not None:
-            f, real = view(self.feature, x0_hat), None
-            if self.diversity.reads_real:
+        if self.feature is not None and (self.diversity is not None or self._projects):
+            f = view(self.feature, x0_hat)
+            if self._projects or (self.diversity is not None and self.diversity.reads_real):
                 real = jax.lax.stop_gradient(view(self.feature, x0))
+
+        if self.diversity is not None:
+            held = memory["diversity"]
+            if real is not None:
                 logs["real_cosine"] = jnp.mean(similarity.mean_cosine(real))
             # Prompts with a single sample that counts have no pair, hence no cosine.
             pairs = counts.sum(axis=1) >= 2
             logs["mean_cosine"] = _mean_where(similarity.mean_cosine(f, counts), pairs)
             top = similarity.top_cosine(f, self.top_percent, counts)
             logs["top_cosine"] = _mean_where(top, pairs)
-            logs["lambda"] = self.diversity.weight(step, memory)
-            excess = self.diversity(f, real, counts, memory=memory, prompt=batch.prompt, key=key)
+            logs["lambda"] = self.diversity.weight(step, held)
+            excess = self.diversity(f, real, counts, memory=held, prompt=batch.prompt, key=key)
             logs["diversity"] = _mean_where(excess, pairs)
             total = total + logs["lambda"] * logs["diversity"]
-            memory = self.diversity.after(memory, f, counts, logs["mean_cosine"], batch.prompt)
+            held = self.diversity.after(held, f, counts, logs["mean_cosine"], batch.prompt)
+            memory = {**memory, "diversity": held}
 
-        if self.alignment > 0 and self.clip is not None:
-            reader = ClipFeature(clip=self.clip, vae=self.vae)
-            text = jax.lax.stop_gradient(reader.text(frozen, batch.tokens, batch.mask))
-            # Diversity mostly looks through the same network, and then has its answer already.
-            if f is None or self.feature != reader:
-                f = view(reader, x0_hat)
-            logs["alignment"] = _mean_where(control.alignment(f, text), counts)
-            total = total + self.alignment * logs["alignment"]
+        if self.alignment is not None:
+            if self.alignment.projection is not None:
+                assert real is not None  # a projection learns from real pictures, seen above
+                projection, held = self.alignment.projection, memory["alignment"]
+                hidden = captions_lib.pooled(captions, projection.layer)
+                text = projection.text(held, hidden)
+                held = projection.after(held, hidden, jnp.mean(real, axis=1))
+                memory = {**memory, "alignment": held}
+            else:
+                assert self.clip is not None  # refused when this was made
+                reader = ClipFeature(clip=self.clip, vae=self.vae)
+                text = jax.lax.stop_gradient(reader.text(frozen, batch.tokens, batch.mask))
+                # Diversity mostly looks through the same network, and then has its answer already.
+                if f is None or self.feature != reader:
+                    f = view(reader, x0_hat)
+            cost = self.alignment.form(f, text, same_captions(batch.tokens, batch.mask))
+            logs["mu"] = self.alignment.weight(step)
+            logs["alignment"] = _mean_where(cost, counts)
+            total = total + logs["mu"] * logs["alignment"]
         return total, logs, memory
+
+    def _read(self, llm: Params, batch: Batch) -> tuple[TextStream, TextStream]:
+        return captions_lib.read(
+            self.language_model,
+            llm,
+            self.backbone,
+            batch.tokens,
+            batch.mask,
+            layers=self._projects,
+        )
 
     def _data(self, frozen: Frozen, batch: Batch) -> Float[Array, "B *x"]:
         if batch.latents is not None:

@@ -41,7 +41,7 @@ PANELS = (
         meaning="predicted clean images; 1 = identical samples",
     ),
     Panel(title="Diversity term", names=("diversity",), meaning="before the weight lambda"),
-    Panel(title="Alignment term", names=("alignment",), meaning="1 - cos(image, caption)"),
+    Panel(title="Alignment term", names=("alignment",), meaning="before the weight mu"),
     Panel(title="Anchor term", names=("anchor",), meaning="distance to the base model's velocity"),
     Panel(title="Weights", names=("lambda", "mu"), meaning="lambda: diversity, mu: alignment"),
     Panel(title="Gradient norm", names=("gradient_norm", "grad_norm"), meaning="before clipping"),

@@ -87,17 +87,6 @@ def test_the_bank_adds_partners_but_no_gradient_of_its_own():
         term(today, None, mask, memory=memory)
 
 
-def test_alignment_is_one_minus_the_cosine_with_the_own_prompt():
-    images, text = draw(3, 4, 5), draw(3, 5, seed=1)
-    got = control.alignment(images, text)
-    for p in range(3):
-        for k in range(4):
-            a, b = np.asarray(images[p, k]), np.asarray(text[p])
-            want = 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-            np.testing.assert_allclose(got[p, k], want, atol=1e-6)
-    np.testing.assert_array_equal(control.alignment(jnp.zeros((3, 4, 5)), text), 1)
-
-
 @pytest.mark.parametrize(
     ("part", "protocol"),
     [

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cosdiff_jax.diversity import control, schedule, similarity
+from cosdiff_jax.diversity.alignment import Alignment, Contrastive, Projection
 from cosdiff_jax.diversity.bank import Bank
 from cosdiff_jax.flow import guidance, prediction, timestep
 from cosdiff_jax.models.clip import CLIP
@@ -29,9 +30,11 @@ class LanguageModel(nn.Module):
     @nn.compact
     def __call__(self, tokens, mask, *, rotate=True, layers=False):
         gain = self.param("gain", nn.initializers.ones, ())
-        hidden = gain * (tokens * mask).astype(jnp.float32)[..., None]
+        said = gain * (tokens * mask).astype(jnp.float32)
+        hidden = jnp.stack([said, said**2], axis=-1)
         kv = hidden[None, ..., None]
-        return TextStream(keys=kv, values=kv, hidden=hidden, mask=mask)
+        states = jnp.stack([hidden, hidden + 1, 3 * hidden]) if layers else None
+        return TextStream(keys=kv, values=kv, hidden=hidden, mask=mask, layers=states)
 
 
 class Backbone(nn.Module):
@@ -42,7 +45,7 @@ class Backbone(nn.Module):
     @nn.compact
     def __call__(self, z, t, text):
         p = self.param("w", nn.initializers.normal(0.5), (4,))
-        says = jnp.repeat(text.hidden.sum((1, 2)), z.shape[0] // text.mask.shape[0]) / 10
+        says = jnp.repeat(text.hidden[..., 0].sum(1), z.shape[0] // text.mask.shape[0]) / 10
         return p[0] * z + (p[1] * t + p[2] * says + p[3])[:, None, None, None]
 
 
@@ -146,7 +149,7 @@ def test_the_terms_are_weighted_and_summed(batch):
         diversity=control.CosineDiversity(
             schedule=control.LinearRamp(end=0.5, warmup=2, ramp=4), target=control.Fixed()
         ),
-        alignment=0.3,
+        alignment=Alignment(schedule=schedule.LinearRamp(end=0.6, warmup=0, ramp=8)),
         clip=Flat(),
         feature=SEEN,
         anchor=0.7,
@@ -156,6 +159,7 @@ def test_the_terms_are_weighted_and_summed(batch):
     assert float(logs["diversity"]) > 0
     total = logs["flow"] + 0.25 * logs["diversity"] + 0.7 * logs["anchor"]
     total = total + 0.3 * logs["alignment"]
+    assert float(logs["mu"]) == pytest.approx(0.3)
     assert 0 < float(logs["alignment"]) < 2
     chex.assert_trees_all_close(loss, total, rtol=1e-6)
 
@@ -271,7 +275,8 @@ def test_fresh_parameters_fit_the_backbone(batch):
     [
         ({"samples": 1, "diversity": div(), "feature": SEEN}, "at least 2"),
         ({"diversity": div()}, "feature is missing"),
-        ({"alignment": 0.1}, "clip is missing"),
+        ({"alignment": Alignment()}, "clip is missing"),
+        ({"alignment": Alignment(projection=Projection())}, "needs pictures' feature"),
         ({"caption_dropout": 1.5}, "must lie in"),
     ],
 )
@@ -293,14 +298,72 @@ def test_what_the_term_remembers_goes_from_step_to_step(batch):
     made = objective(diversity=term, feature=SEEN)
     numbered = batch.replace(prompt=jnp.array([4, 0, 2]))
     memory = made.start(FROZEN, numbered, 5)
-    assert memory["bank"]["bank"].shape == (5, 8, 12)
+    assert set(memory) == {"diversity"}
+    assert memory["diversity"]["bank"]["bank"].shape == (5, 8, 12)
     step = jax.jit(made)
     _, (first, memory) = step(PARAMS, FROZEN, numbered, KEY, STEP, memory)
     assert float(first["lambda"]) == 0
-    np.testing.assert_array_equal(memory["bank"]["bank_count"], [K, 0, K, 0, K])
+    counted = memory["diversity"]["bank"]["bank_count"]
+    np.testing.assert_array_equal(counted, [K, 0, K, 0, K])
     _, (second, _) = step(PARAMS, FROZEN, numbered, KEY, STEP + 1, memory)
     want = 0.1 * (float(first["mean_cosine"]) + 1)
     assert float(second["lambda"]) == pytest.approx(want, rel=1e-5)
     # The same step again: its own copies of a moment ago are partners now, alike as can be.
     assert float(second["mean_cosine"]) == pytest.approx(float(first["mean_cosine"]), abs=1e-6)
     assert float(second["diversity"]) > float(first["diversity"])
+
+
+def test_terms_that_remember_nothing_leave_no_memory(batch):
+    assert objective().start(FROZEN, batch, P) == {}
+    assert objective(alignment=Alignment(), clip=Flat()).start(FROZEN, batch, P) == {}
+
+
+def test_the_language_models_states_are_projected_to_real_pictures_and_remembered(batch):
+    """The first step learns from real pictures and asks nothing; the second asks what it learnt."""
+    seen, fit = [], Projection(layer=1)
+    term = Alignment(schedule=schedule.Constant(value=1.0), projection=fit)
+    made = objective(alignment=term, diversity=div(), feature=SEEN)
+    watched = dataclasses.replace(made, feature=Whole(lambda x: seen.append(np.asarray(x))))
+    memory = made.start(FROZEN, batch, P)
+    assert set(memory) == {"diversity", "alignment"}
+    (_, (first, after)), slope = jax.jit(jax.value_and_grad(made, has_aux=True))(
+        PARAMS, FROZEN, batch, KEY, STEP, memory
+    )
+    assert float(first["alignment"]) == 1
+    plain = objective(diversity=div(), feature=SEEN)
+    want = jax.jit(jax.grad(lambda *args: plain(*args)[0]))(
+        PARAMS, FROZEN, batch, KEY, STEP, memory
+    )
+    chex.assert_trees_all_close(slope, want, rtol=1e-5)
+
+    real = similarity.unit(batch.images.reshape(P, K, -1)).mean(1)
+    counts = batch.mask.sum(1)
+    said = [batch.tokens.sum(1) / counts, (batch.tokens**2).sum(1) / counts]
+    hidden = jnp.stack(said, axis=-1).astype(jnp.float32) + 1  # the middle state of the stand-in
+    learnt = fit.after(memory["alignment"], hidden, real)
+    chex.assert_trees_all_close(after["alignment"], learnt, rtol=1e-4, atol=1e-5)
+
+    later = jax.random.key(9)
+    _, (second, _) = jax.jit(watched)(PARAMS, FROZEN, batch, later, STEP + 1, after)
+    jax.effects_barrier()
+    (drawn,) = (x for x in seen if not np.array_equal(x, batch.images))
+    text = np.asarray(fit.text(after["alignment"], hidden))
+    u = np.asarray(similarity.unit(jnp.asarray(drawn).reshape(P, K, -1)))
+    wanted = 1 - np.einsum("pkf,pf->", u, text) / (P * K)
+    assert abs(wanted - 1) > 0.01
+    assert float(second["alignment"]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_prompts_that_say_the_same_are_no_negatives_of_one_another(batch):
+    alike = batch.replace(tokens=batch.tokens[:1].repeat(P, 0), mask=batch.mask[:1].repeat(P, 0))
+    terms = {"alignment": Alignment(form=Contrastive()), "clip": Flat()}
+    assert float(run(alike, **terms)[1]["alignment"]) == pytest.approx(0, abs=1e-6)
+    # The stand-in says the same of every text, so nothing but the number of captions counts.
+    got = float(run(batch, **terms)[1]["alignment"])
+    assert got == pytest.approx(np.log(P), rel=1e-5)
+
+
+def test_a_hidden_state_that_is_not_there_is_refused(batch):
+    term = Alignment(projection=Projection(layer=3))
+    with pytest.raises(ValueError, match="layer = 3: the text stream holds 3 hidden states"):
+        run(batch, alignment=term, feature=SEEN)
