@@ -34,7 +34,7 @@ lint: env
 
 # Trains the embedded models anew, in the order they need one another, and puts them in place.
 assets: env
-	for name in scenes_llm scenes_vae scenes_clip fusion_base; do \
+	for name in scenes_llm scenes_vae scenes_clip scenes_clip_latents fusion_base; do \
 	  $(PY) -m cosdiff_jax.train --config=configs/$$name.py --workdir=runs/$$name || exit 1; \
 	  mkdir -p cosdiff_jax/assets/$$name && cp runs/$$name/model/* cosdiff_jax/assets/$$name/; \
 	done

@@ -32,6 +32,8 @@ def menu() -> Any:
             language_model=language_model(),
             vae=vae(),
             clip=clip(),
+            latent_clip=latent_clip(),
+            vgg=vgg(),
             backbone=backbone(),
             objective=objective(),
             optimizer=optimizer(),
@@ -145,7 +147,48 @@ def clip() -> dict:
             text_heads=4,
             features=128,  # F
             stem=0,  # channels of a convolutional stem; 0 is the published form
+            channels=3,  # of the pictures
             quick=True,  # OpenAI's quick GELU
+            dtype="float32",
+        ),
+    )
+
+
+def latent_clip() -> dict:
+    """A CLIP that reads the VAE's latents instead of pictures."""
+    return dict(
+        name="none",
+        asset=dict(path="scenes_clip_latents"),
+        none={},
+        clip=dict(
+            vocab=1024,
+            context=48,
+            size=8,  # side of the latents
+            patch=1,
+            width=128,
+            depth=4,
+            heads=4,
+            text_width=128,
+            text_depth=3,
+            text_heads=4,
+            features=128,  # F
+            stem=0,
+            channels=16,  # of the latents
+            quick=True,
+            dtype="float32",
+        ),
+    )
+
+
+def vgg() -> dict:
+    """The perceptual view; its weights are yours to convert first (cosdiff_jax.convert)."""
+    return dict(
+        name="none",
+        asset=dict(path=""),  # the folder that convert wrote
+        none={},
+        vgg=dict(
+            widths=(64, 128, 256, 512, 512),  # channels per level
+            convolutions=(2, 2, 3, 3, 3),  # per level: VGG16
             dtype="float32",
         ),
     )
@@ -198,6 +241,7 @@ def objective() -> dict:
         next_token={},
         autoencoder=dict(l2=1.0, l1=0.1, edges=0.0, kl=1e-4),
         contrastive={},
+        contrastive_latents={},  # the same, of latent_clip on the latents of vae
         flow_matching=dict(
             trajectory=dict(name="rectified_flow", rectified_flow={}),
             times=dict(name="logit_normal", logit_normal=dict(mean=0.0, std=1.0), uniform={}),
@@ -218,9 +262,12 @@ def objective() -> dict:
             feature=dict(
                 name="clip",
                 clip={},
+                latent_clip={},
+                vgg=perceptual(),
                 hidden=dict(time=0.1, centre=False),
                 latent=dict(centre=True),
-                mix=dict(clip=0.5, hidden=0.0, latent=0.5),  # weights of the cosines
+                # weights of the cosines
+                mix=dict(clip=0.5, latent_clip=0.0, vgg=0.0, hidden=0.0, latent=0.5),
             ),
         ),
     )
@@ -283,6 +330,14 @@ def cosine() -> dict:
     )
 
 
+def perceptual() -> dict:
+    """What of VGG is compared."""
+    return dict(
+        layers=("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
+        pooled=False,  # average over places: shorter vectors, for a bank or large pictures
+    )
+
+
 def guidance(scale: float) -> dict:
     """How captions are followed while sampling."""
     return dict(name="classifier_free", classifier_free=dict(scale=scale, interval=(0.0, 1.0)))
@@ -331,7 +386,14 @@ def diversity() -> dict:
                 weight=100.0, interval=(0.5, 0.99), largest=0.5, spread=1.0, jitter=1e-3
             ),
         ),
-        view=dict(name="none", none={}, clip={}, latent=dict(centre=True)),  # of the two above
+        view=dict(  # of the two above
+            name="none",
+            none={},
+            clip={},
+            latent_clip={},
+            vgg=perceptual(),
+            latent=dict(centre=True),
+        ),
         selection=dict(  # which candidates are kept, by CLIP's features and scores
             name="programme",
             max_min={},

@@ -58,6 +58,20 @@ def tiny(config: Any) -> None:
             text_heads=2,
             features=16,
         )
+    if config.latent_clip.name != "none":
+        config.latent_clip.name = "clip"
+    config.latent_clip.clip.update(
+        vocab=400,
+        patch=2,
+        width=32,
+        depth=1,
+        heads=2,
+        text_width=32,
+        text_depth=1,
+        text_heads=2,
+        features=16,
+    )
+    config.vgg.vgg.update(widths=(8,) * 5)
     config.backbone.name = "fuse_dit"
     config.backbone.fuse_dit.update(width=32, depth=2, heads=2, kv_heads=2, head_size=16, mlp=32)
     flow = config.objective.flow_matching
@@ -79,6 +93,7 @@ def fusion_2b(config: Any) -> None:
     config.data.context = 256
     config.data.folder.size = 512
     config.clip.clip.context = 256
+    config.latent_clip.clip.context = 256
     config.language_model.name = "gemma"
     config.language_model.gemma.update(
         vocab=256_000,

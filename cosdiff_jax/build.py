@@ -26,7 +26,9 @@ from cosdiff_jax.data.scenes.source import ScenesGroups, ScenesPairs
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.features.latent import LatentFeature
+from cosdiff_jax.features.latent_clip import LatentClipFeature
 from cosdiff_jax.features.mix import Mix
+from cosdiff_jax.features.vgg import VggFeature
 from cosdiff_jax.metrics import scenes
 from cosdiff_jax.metrics.digits import DigitMetric
 from cosdiff_jax.objectives.autoencoder import Autoencoder
@@ -39,12 +41,22 @@ from cosdiff_jax.shapes import Frozen, Params
 _log = logging.getLogger(__name__)
 
 # Key in Frozen -> role.
-FROZEN = {"llm": "language_model", "vae": "vae", "clip": "clip", "anchor": "backbone"}
+FROZEN = {
+    "llm": "language_model",
+    "vae": "vae",
+    "clip": "clip",
+    "latent_clip": "latent_clip",
+    "vgg": "vgg",
+    "anchor": "backbone",
+}
+# The views that look through a network of their own: its key in Frozen and its role, too.
+LOOKING = ("clip", "latent_clip", "vgg")
 # Objective -> the role it trains.
 TRAINED = {
     "next_token": "language_model",
     "autoencoder": "vae",
     "contrastive": "clip",
+    "contrastive_latents": "latent_clip",
     "flow_matching": "backbone",
 }
 
@@ -128,6 +140,8 @@ class Models:
     language_model: Any = None
     vae: Any = None
     clip: Any = None
+    latent_clip: Any = None
+    vgg: Any = None
     backbone: Any = None
 
 
@@ -161,8 +175,12 @@ def _random(config: Any, key: str, network: Any) -> Params:
     elif key == "vae":
         side = network.patch * 2 ** (len(network.widths) - 1)
         inputs = (jnp.zeros((1, side, side, network.channels)),)
-    elif key == "clip":
-        inputs = (jnp.zeros((1, network.size, network.size, 3)), tokens, tokens == 0)
+    elif key in ("clip", "latent_clip"):
+        shape = (1, network.size, network.size, network.channels)
+        inputs = (jnp.zeros(shape), tokens, tokens == 0)
+    elif key == "vgg":
+        side = 2 ** len(network.widths)
+        inputs = (jnp.zeros((1, side, side, 3)),)
     else:
         raise ValueError(
             "objective.flow_matching.anchor and feature=hidden compare with the weights the run "
@@ -180,7 +198,8 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     aligns_in_clip = alignment is not None and alignment.projection is None
     looks = _looks(knobs.feature) if predicts else set()
     needs_clip = "clip" in looks or aligns_in_clip
-    nets = models(config, ("language_model", "vae", "backbone", *(("clip",) if needs_clip else ())))
+    through = _through(looks | ({"clip"} if needs_clip else set()))
+    nets = models(config, ("language_model", "vae", "backbone", *through))
     views = _views(nets)
 
     def mix(**weights: float) -> Mix:
@@ -206,19 +225,39 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
         feature=tables.make(features, knobs.feature) if predicts else None,
     )
     anchored = knobs.anchor > 0 or "hidden" in looks
-    # What is drawn meanwhile may look through CLIP where the loss does not.
-    drawn = _choice(config.sample, "view")["name"] == "clip"
-    needs = ("llm", "vae") + ("clip",) * (needs_clip or drawn) + ("anchor",) * anchored
-    return objective, needs
+    # What is drawn meanwhile may look through a network where the loss does not.
+    through = _through({*through, *viewed(config.sample)})
+    return objective, ("llm", "vae", *through, *("anchor",) * anchored)
 
 
 def _views(nets: Models) -> dict[str, Callable]:
     """The features, of networks that are built already."""
     return {
-        "clip": lambda: ClipFeature(clip=nets.clip, vae=nets.vae),
+        "clip": lambda: ClipFeature(clip=_there(nets, "clip"), vae=nets.vae),
+        "latent_clip": lambda: LatentClipFeature(clip=_there(nets, "latent_clip")),
+        "vgg": lambda **knobs: VggFeature(vgg=_there(nets, "vgg"), vae=nets.vae, **knobs),
         "hidden": lambda **knobs: HiddenFeature(backbone=nets.backbone, **knobs),
         "latent": LatentFeature,
     }
+
+
+def _there(nets: Models, role: str) -> Any:
+    network = getattr(nets, role)
+    if network is None:
+        raise ValueError(
+            f"the feature {role} has no network: set {role}.name=asset and {role}.asset.path to a "
+            "folder with its weights"
+        )
+    return network
+
+
+def _through(looks: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in LOOKING if name in looks)
+
+
+def viewed(sample: Any) -> tuple[str, ...]:
+    """Of Frozen, what ``sample.view`` looks through."""
+    return _through({_choice(sample, "view")["name"]})
 
 
 def _looks(feature: tables.Entry) -> set[str]:
@@ -228,10 +267,19 @@ def _looks(feature: tables.Entry) -> set[str]:
     return {name for name, weight in feature.mix.items() if weight}
 
 
+def _contrastive_latents(config: Any) -> tuple[Contrastive, tuple[str, ...]]:
+    nets = models(config, ("vae", "latent_clip"))
+    for role in ("vae", "latent_clip"):
+        if getattr(nets, role) is None:
+            raise ValueError(f"objective.name=contrastive_latents needs {role}.name, which is none")
+    return Contrastive(clip=nets.latent_clip, vae=nets.vae), ("vae",)
+
+
 OBJECTIVES: dict[str, Callable[[Any], tuple[Any, tuple[str, ...]]]] = {
     "next_token": lambda c: (NextToken(llm=model("language_model", c.language_model)), ()),
     "autoencoder": lambda c: (tables.make(_AUTOENCODER, c.objective, vae=model("vae", c.vae)), ()),
     "contrastive": lambda c: (Contrastive(clip=model("clip", c.clip)), ()),
+    "contrastive_latents": _contrastive_latents,
     "flow_matching": _flow_matching,
 }
 """Name -> config -> (the objective, the keys of Frozen that it reads)."""
@@ -266,8 +314,7 @@ def latent_shape(config: Any, images: tuple[int, int, int]) -> tuple[int, int, i
 def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sampler:
     """Draws pictures as ``config.sample`` says; ``changes`` are the sampler's own fields."""
     knobs = config.sample
-    looks = _choice(knobs, "view")["name"] == "clip"
-    nets = models(config, ("language_model", "vae", "backbone", *(("clip",) if looks else ())))
+    nets = models(config, ("language_model", "vae", "backbone", *viewed(knobs)))
     fields = dict(
         backbone=nets.backbone,
         language_model=nets.language_model,

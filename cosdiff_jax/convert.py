@@ -6,7 +6,8 @@
 A published folder holds config.json and model.safetensors. Ours holds a folder per network
 (``backbone``, ``language_model``), each with the same two files, which any recipe can name:
 ``--config.backbone.asset.path=OURS/backbone``. Layouts: ``fuse_dit`` (FuseDiT and the shallow
-DiT of tang-bd/fuse-dit) and ``gemma`` (Gemma and Gemma 2 of Hugging Face transformers).
+DiT of tang-bd/fuse-dit), ``gemma`` (Gemma and Gemma 2 of Hugging Face transformers) and ``vgg``
+(the trunk of torchvision's VGG, which needs no config.json).
 """
 
 import dataclasses
@@ -21,34 +22,42 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from cosdiff_jax import build, tables, weights
-from cosdiff_jax.models.convert import fuse_dit, gemma, layout
+from cosdiff_jax.models.convert import fuse_dit, gemma, layout, vgg
 
 FLAGS = flags.FLAGS
 
-LAYOUTS = {"fuse_dit": fuse_dit, "gemma": gemma}
+LAYOUTS = {"fuse_dit": fuse_dit, "gemma": gemma, "vgg": vgg}
+# The networks that a published folder holds.
+ROLES = {
+    "fuse_dit": ("backbone", "language_model"),
+    "gemma": ("language_model",),
+    "vgg": ("vgg",),
+}
 # Knobs of the backbone that are choices themselves, and their tables.
 CHOICES = {
     "position": tables.POSITIONS,
     "modulation": tables.MODULATIONS,
     "attention": tables.FUSIONS,
 }
-NAMES = {"backbone": "fuse_dit", "language_model": "gemma"}
+NAMES = {"backbone": "fuse_dit", "language_model": "gemma", "vgg": "vgg"}
+
+Published = fuse_dit.Published | gemma.Published | vgg.Published
 
 
 @overload
 def load(layout_name: Literal["fuse_dit"], folder: str | Path) -> fuse_dit.Published: ...
 @overload
-def load(layout_name: str, folder: str | Path) -> fuse_dit.Published | gemma.Published: ...
-def load(layout_name: str, folder: str | Path) -> fuse_dit.Published | gemma.Published:
+def load(layout_name: str, folder: str | Path) -> Published: ...
+def load(layout_name: str, folder: str | Path) -> Published:
     """Read a published folder.
 
     Args:
       layout_name: one of LAYOUTS.
-      folder: holds config.json and model.safetensors.
+      folder: holds model.safetensors, and config.json where the layout has one.
 
     Returns:
-      Modules and float32 parameters (``.backbone``, ``.language_model``, ``.params``); for a
-      layout with a backbone also ``velocity(z, t, tokens, mask)``.
+      Modules and float32 parameters (``.backbone``, ``.language_model`` or ``.vgg``, and
+      ``.params``); for a layout with a backbone also ``velocity(z, t, tokens, mask)``.
 
     Raises:
       ValueError: no such layout; a file is missing or broken; a tensor is missing, unknown or of
@@ -102,9 +111,8 @@ def export_folder(layout_name: str, source: Path, target: Path) -> list[Path]:
     """
     if layout_name not in LAYOUTS:
         raise ValueError(f"layout {layout_name!r} is not one of {', '.join(LAYOUTS)}")
-    roles = ("backbone", "language_model") if layout_name == "fuse_dit" else ("language_model",)
     modules, params = {}, {}
-    for role in roles:
+    for role in ROLES[layout_name]:
         folder = source / role
         entry = weights.entry(str(folder))
         if entry.get("name") != NAMES[role]:

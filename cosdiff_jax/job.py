@@ -70,7 +70,7 @@ def prepare(config: Any) -> Job:
     data = build.source(config.data, "train")
     frozen = build.frozen(config, needs)
     if config.data.encoded:
-        data = _encoded(config, frozen["vae"])
+        data = _encoded(config, frozen.get("vae"))
     knobs = config.optimizer
 
     def stream(shard: int, shards: int) -> grain.DatasetIterator:
@@ -107,13 +107,21 @@ def prepare(config: Any) -> Job:
     )
 
 
-def _encoded(config: Any, vae: Params) -> groups.Source:
+def _encoded(config: Any, vae: Params | None) -> groups.Source:
     """The training groups as latents; all stored pictures of a prompt are used."""
-    if config.data.name != "scenes":
-        raise ValueError(f"data.encoded needs data.name=scenes, not {config.data.name}")
-    everything = config.data.scenes.stored
-    data = tables.make(build.SOURCES, config.data, split="train", samples=everything)
-    kept = latents.encode(data, build.model("vae", config.vae), vae, config.data.scenes.folder)
+    name = config.data.name
+    if name not in ("scenes", "scenes_pairs"):
+        raise ValueError(f"data.encoded needs data.name=scenes or scenes_pairs, not {name}")
+    if vae is None:
+        raise ValueError(f"data.encoded: objective.name={config.objective.name} reads no latents")
+    knobs = config.data[name]
+    entry = {"name": "scenes", "scenes": knobs}
+    data = tables.make(build.SOURCES, entry, split="train", samples=knobs.stored)
+    kept = latents.encode(data, build.model("vae", config.vae), vae, knobs.folder)
+    if name == "scenes_pairs":
+        # Pair i is picture i of all that are stored, prompt by prompt.
+        pictures = kept.reshape(-1, 1, *kept.shape[2:])
+        return groups.Replaced(build.source(config.data, "train"), pictures)
     captions = tuple(data[index]["caption"] for index in range(len(data)))
     return groups.WithLatents(captions, kept, config.data.samples)
 

@@ -21,7 +21,7 @@ Params = Any
 """A pytree of arrays: what ``flax.linen.Module.init(...)["params"]`` returns."""
 
 Frozen = dict[str, Params]
-"""Parameters nobody trains, by role: "llm", "vae", "clip", "anchor"."""
+"""Parameters nobody trains, by role: "llm", "vae", "clip", "latent_clip", "vgg", "anchor"."""
 
 Logs = dict[str, jax.Array]
 """Scalars to write down, by name."""

@@ -27,6 +27,7 @@ from cosdiff_jax.models import dit, fuse_dit, fusion, modulation, position
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.gemma import Gemma
 from cosdiff_jax.models.vae import AutoencoderKL
+from cosdiff_jax.models.vgg import VGG
 from cosdiff_jax.optimizer import AdamW, Muon
 from cosdiff_jax.sampler import Descent
 
@@ -137,6 +138,8 @@ MODELS: dict[str, dict[str, Callable]] = {
     "language_model": {"gemma": Gemma},
     "vae": {"kl": AutoencoderKL, "none": lambda: None},
     "clip": {"clip": CLIP, "none": lambda: None},
+    "latent_clip": {"clip": CLIP, "none": lambda: None},
+    "vgg": {"vgg": VGG, "none": lambda: None},
     "backbone": {
         "fuse_dit": nested(
             fuse_dit.FuseDiT, position=POSITIONS, modulation=MODULATIONS, attention=FUSIONS

@@ -25,6 +25,8 @@ TABLES = {
     "language_model": tables.MODELS["language_model"],
     "vae": tables.MODELS["vae"],
     "clip": tables.MODELS["clip"],
+    "latent_clip": tables.MODELS["latent_clip"],
+    "vgg": tables.MODELS["vgg"],
     "backbone": tables.MODELS["backbone"],
     "backbone.fuse_dit.position": tables.POSITIONS,
     "backbone.fuse_dit.modulation": tables.MODULATIONS,
@@ -179,3 +181,51 @@ def test_alignment_inside_the_language_model_is_made_with_its_knobs_and_needs_no
     assert made.alignment.form == alignment.Contrastive(temperature=0.2)
     assert float(made.alignment.weight(5)) == pytest.approx(0.3)
     assert made.clip is None and "clip" not in needs and made.feature is not None
+
+
+def diverse(**changes):
+    config = importlib.import_module("configs.fusion_div").get_config("tiny")
+    config.objective.flow_matching.update(changes)
+    config.objective.flow_matching.alignment.name = "none"
+    return config
+
+
+@pytest.mark.parametrize("name", ["vgg", "latent_clip"])
+def test_a_feature_without_weights_names_the_field(name):
+    config = diverse(feature={"name": name})
+    with pytest.raises(ValueError, match=rf"{name}\.name=asset and {name}\.asset\.path"):
+        build.objective(config)
+    config.objective.flow_matching.feature.name = "latent"
+    config.sample.view.name = name
+    with pytest.raises(ValueError, match=rf"{name}\.asset\.path"):
+        build.sampler(config, (64, 64, 3))
+
+
+def test_needs_are_what_the_loss_and_the_sampler_look_through():
+    config = diverse(feature={"name": "vgg"})
+    config.vgg.name, config.latent_clip.name = "vgg", "clip"
+    made, needs = build.objective(config)
+    assert needs == ("llm", "vae", "vgg")
+    assert made.feature.layers == config.objective.flow_matching.feature.vgg.layers
+    assert made.feature.vae == made.vae
+    config.sample.view.name = "latent_clip"
+    assert build.objective(config)[1] == ("llm", "vae", "latent_clip", "vgg")
+    assert build.sampler(config, (64, 64, 3)).view.clip.channels == 16
+    assert build.viewed(config.sample) == ("latent_clip",)
+
+
+def test_a_mix_of_features_with_networks_of_their_own():
+    config = diverse(feature={"name": "mix"})
+    config.vgg.name, config.latent_clip.name = "vgg", "clip"
+    flow = config.objective.flow_matching
+    flow.feature.mix.update(clip=0.0, latent=0.0, vgg=1.0, latent_clip=2.0)
+    flow.feature.vgg.update(layers=("relu2_2", "relu4_3"), pooled=True)
+    made, needs = build.objective(config)
+    assert needs == ("llm", "vae", "latent_clip", "vgg")
+    parts = [type(part).__name__ for part in made.feature.parts]
+    weights = dict(zip(parts, made.feature.weights, strict=True))
+    assert weights == {"VggFeature": 1.0, "LatentClipFeature": 2.0}
+    frozen = build.frozen(config, needs[1:])
+    f = jax.jit(lambda z: made.feature(frozen, z))(jnp.ones((2, 8, 8, 16)))
+    assert f.shape == (2, 8 + 8 + 16)
+    np.testing.assert_allclose(jnp.linalg.norm(f, axis=1), 1, atol=1e-5)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,14 @@ def test_methods_act_together_and_say_what_came_of_it(folder, tmp_path, method, 
         assert row["vendi"] == pytest.approx(np.exp(-np.sum(w * np.log(w))), rel=1e-4)
     plain = run(folder, tmp_path / "plain.png", "a red star", "two rings")
     assert np.abs(pixels(written[1]) - pixels(plain[1])).max() > 5
+
+
+def test_what_the_recipe_looks_through_is_loaded_with_it(folder, tmp_path):
+    shutil.copytree(Path(folder) / "model", tmp_path / "model")
+    recipe = json.loads((tmp_path / "model" / "recipe.json").read_text())
+    recipe["sample"]["view"]["name"] = recipe["vgg"]["name"] = "vgg"
+    (tmp_path / "model" / "recipe.json").write_text(json.dumps(recipe))
+    assert trained.load(str(tmp_path), ()).frozen.keys() == {"vgg"}
 
 
 @pytest.mark.parametrize("method", diverse.METHODS)

@@ -1,7 +1,10 @@
+import jax
+import numpy as np
 import pytest
 
-from configs import fusion_base
-from cosdiff_jax import job
+from configs import fusion_base, scenes_clip, scenes_clip_latents
+from cosdiff_jax import build, job
+from cosdiff_jax.data.groups import to_float
 
 
 def test_a_prompt_is_measured_against_as_many_real_pictures_as_are_drawn_of_it(tmp_path):
@@ -30,3 +33,28 @@ def test_contrastive_alignment_of_one_prompt_is_refused(prompts, accumulate):
     term.clip.form.name = "contrastive"
     with pytest.raises(ValueError, match=r"at least 2.*alignment\.clip\.form\.name=cosine"):
         job.check(config)
+
+
+def test_pairs_are_encoded_once_and_each_keeps_its_own_picture(tmp_path):
+    config = scenes_clip_latents.get_config("tiny")
+    config.data.scenes_pairs.folder = str(tmp_path)
+    vae, params = build.model("vae", config.vae), build.frozen(config, ("vae",))["vae"]
+    encoded, pairs = job._encoded(config, params), build.source(config.data, "train")
+    assert len(encoded) == len(pairs) == 32
+    encode = jax.jit(lambda x: vae.apply({"params": params}, x, method="to_latents"))
+    for index in (0, 1, 17, 31):
+        assert encoded[index]["caption"] == pairs[index]["caption"]
+        want = encode(to_float(pairs[index]["images"]))
+        np.testing.assert_allclose(encoded[index]["latents"], want, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "said"),
+    [(scenes_clip_latents, "digits", "data.name"), (scenes_clip, "scenes_pairs", "objective.name")],
+)
+def test_what_cannot_be_encoded_is_one_line(tmp_path, recipe, data, said):
+    config = recipe.get_config("tiny")
+    config.data.scenes_pairs.folder = str(tmp_path)
+    config.data.name, config.data.encoded = data, True
+    with pytest.raises(ValueError, match=rf"data\.encoded.*{said}"):
+        job.prepare(config)

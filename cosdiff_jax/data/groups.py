@@ -183,6 +183,27 @@ class WithLatents:
 
 
 @dataclasses.dataclass(frozen=True)
+class Replaced:
+    """A source whose pictures were encoded beforehand, whatever captions it gives them.
+
+    Attributes:
+      source: groups of K pictures.
+      latents: those of all groups, in the same order; may be a memory map.
+    """
+
+    source: Source
+    latents: Float[np.ndarray, "groups K h w c"]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        group = dict(self.source[index])
+        group.pop("images")
+        return {**group, "latents": self.latents[index]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Captions:
     """Lines of text without pictures, for language-model training."""
 

@@ -4,9 +4,9 @@ import dataclasses
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from cosdiff_jax.features.pictures import shown
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Frozen, TextStream
@@ -28,13 +28,7 @@ class ClipFeature:
         self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
     ) -> Float[Array, "B F"]:
         """Unit vectors of normalised latents if there is a ``vae``, else of pictures."""
-        images = samples
-        if self.vae is not None:
-            variables = {"params": frozen["vae"]}
-            images = cast(jax.Array, self.vae.apply(variables, samples, method="to_images"))
-        # What is shown is clipped, so what is judged is: a sample cannot move its vector, and so
-        # lower the penalty, by leaving the range that pictures have.
-        images = jnp.clip(images, -1.0, 1.0)
+        images = shown(frozen, samples, self.vae)
         f = self.clip.apply({"params": frozen["clip"]}, images, method="image")
         return cast(jax.Array, f)
 

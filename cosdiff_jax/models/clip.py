@@ -1,4 +1,4 @@
-"""Two towers, one for pictures and one for captions, that meet in unit vectors.
+"""Two towers, one for pictures (or their latents) and one for captions, that meet in unit vectors.
 
 The layout is that of CLIP (https://arxiv.org/abs/2103.00020) as OpenAI and open_clip publish it,
 so that their weights fit: pre-LayerNorm blocks, learned positions, a class token and a LayerNorm
@@ -77,7 +77,7 @@ def blocks(depth: int) -> type[nn.Module]:
 
 
 class ImageTower(nn.Module):
-    """A vision transformer read out at its class token."""
+    """A vision transformer read out at its class token; latents are pictures of more channels."""
 
     size: int
     patch: int
@@ -87,6 +87,7 @@ class ImageTower(nn.Module):
     features: int
     stem: int
     activation: Callable[[jax.Array], jax.Array]
+    channels: int = 3
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -94,13 +95,13 @@ class ImageTower(nn.Module):
         """Features of any length, float32.
 
         Raises:
-          ValueError: pictures of another size than the learned positions are for.
+          ValueError: pictures of another size than the learned positions are for, or of other
+            channels.
         """
-        if images.shape[1:3] != (self.size, self.size):
-            raise ValueError(
-                f"this CLIP reads pictures of {self.size} x {self.size} pixels, "
-                f"got {images.shape[1]} x {images.shape[2]}"
-            )
+        if images.shape[1:] != (self.size, self.size, self.channels):
+            got = " x ".join(str(n) for n in images.shape[1:])
+            fits = f"{self.size} x {self.size} x {self.channels}"
+            raise ValueError(f"this CLIP reads pictures of {fits}, got {got}")
         x = images.astype(self.dtype)
         patch = self.patch
         if self.stem:
@@ -178,13 +179,14 @@ class CLIP(nn.Module):
     Attributes:
       vocab: size of the tokenizer.
       context: most tokens of a caption.
-      size: side of the pictures in pixels.
-      patch: side of a picture token in pixels.
+      size: side of the pictures in pixels, or of the latents it reads instead.
+      patch: side of a picture token, likewise.
       width, depth, heads: of the picture tower.
       text_width, text_depth, text_heads: of the caption tower.
       features: F, the length of the common vectors.
       stem: channels of a two-convolution stem before the patches; 0 is the published form. It
         needs ``patch`` to be a multiple of 4.
+      channels: of the pictures, or of the latents.
       quick: ``quick_gelu`` (OpenAI's weights) rather than the exact GELU.
       dtype: of the computation; parameters, norms and softmax stay float32.
     """
@@ -201,6 +203,7 @@ class CLIP(nn.Module):
     text_heads: int = 4
     features: int = 128
     stem: int = 0
+    channels: int = 3
     quick: bool = True
     dtype: Any = jnp.float32
 
@@ -218,6 +221,7 @@ class CLIP(nn.Module):
             self.features,
             self.stem,
             activation,
+            self.channels,
             self.dtype,
         )
         self.text_tower = TextTower(
@@ -234,7 +238,7 @@ class CLIP(nn.Module):
         self.scale = self.param("scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
     def image(self, images: Float[Array, "B X Y C"]) -> Float[Array, "B F"]:
-        """Unit vectors of pictures in [-1, 1]."""
+        """Unit vectors of pictures in [-1, 1], or of normalised latents."""
         return unit(self.image_tower(images))
 
     def text(self, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]) -> Float[Array, "P F"]:

@@ -1,13 +1,14 @@
 """How CLIP is trained: find the caption of a picture and the picture of a caption."""
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models.clip import CLIP
+from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params
 
 
@@ -57,14 +58,22 @@ class Contrastive:
 
     Attributes:
       clip: the network.
+      vae: the network reads its latents, with the weights ``frozen["vae"]`` unless the batch has
+        latents already; None where it reads pictures.
     """
 
     clip: CLIP
+    vae: AutoencoderKL | None = None
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
-        """Fresh parameters."""
-        images = _first_of_group(batch)
-        return self.clip.init(key, images[:1], batch.tokens[:1], batch.mask[:1])["params"]
+        """Fresh parameters, for pictures or latents of this batch's shape."""
+        frozen: Frozen = {}
+        if self.vae is not None and batch.latents is None:
+            # Only the latents' shape reaches the parameters, so this encoder may be random.
+            images = _first_of_group(batch.images, batch)
+            frozen = {"vae": self.vae.init(key, images[:1])["params"]}
+        seen = self._seen(frozen, batch)
+        return self.clip.init(key, seen[:1], batch.tokens[:1], batch.mask[:1])["params"]
 
     def start(self, frozen: Frozen, batch: Batch, prompts: int) -> Memory:
         """Nothing is remembered."""
@@ -79,9 +88,9 @@ class Contrastive:
         step: jax.Array,
         memory: Memory,
     ) -> tuple[Float[Array, ""], tuple[Logs, Memory]]:
-        """The loss on the batch's pairs; ``frozen``, ``key`` and ``step`` are not read."""
-        images = _first_of_group(batch)
-        out = self.clip.apply({"params": params}, images, batch.tokens, batch.mask)
+        """The loss on the batch's pairs; ``key`` and ``step`` are not read."""
+        seen = self._seen(frozen, batch)
+        out = self.clip.apply({"params": params}, seen, batch.tokens, batch.mask)
         image, text, scale = cast(tuple[jax.Array, jax.Array, jax.Array], out)
         same = same_caption(batch.tokens, batch.mask)
         loss = jnp.mean(info_nce(image, text, scale, same))
@@ -93,9 +102,17 @@ class Contrastive:
         }
         return loss, (logs, memory)
 
+    def _seen(self, frozen: Frozen, batch: Batch) -> Float[Array, "P h w c"]:
+        if self.vae is None:
+            return _first_of_group(batch.images, batch)
+        if batch.latents is not None:
+            return _first_of_group(batch.latents, batch)
+        images = _first_of_group(batch.images, batch)
+        latents: Any = self.vae.apply({"params": frozen["vae"]}, images, method="to_latents")
+        return jax.lax.stop_gradient(latents)
 
-def _first_of_group(batch: Batch) -> jax.Array:
-    if batch.images is None:
+
+def _first_of_group(rows: jax.Array | None, batch: Batch) -> jax.Array:
+    if rows is None:
         raise ValueError("training CLIP needs a batch with images")
-    samples = batch.images.shape[0] // batch.tokens.shape[0]
-    return batch.images[::samples]
+    return rows[:: rows.shape[0] // batch.tokens.shape[0]]

@@ -41,8 +41,8 @@ class FlowMatching:
     """The objective; networks are handed in, their frozen parameters come with the call.
 
     ``frozen`` holds "llm", "vae" (if ``vae`` is set and the batch has no latents, or a feature
-    decodes), "clip" (if ``clip`` or ``feature`` reads it) and "anchor" (if ``anchor`` is
-    above 0 or the feature is a backbone's hidden state).
+    decodes), "clip" (if ``clip`` or ``feature`` reads it), "latent_clip" or "vgg" (if ``feature``
+    does) and "anchor" (if ``anchor`` is above 0 or the feature is a backbone's hidden state).
 
     Attributes:
       backbone: (z_t, t, TextStream) -> v, the only trained network.

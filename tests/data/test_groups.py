@@ -34,6 +34,18 @@ object.__setattr__(ENCODE, "context", 4)
 object.__setattr__(ENCODE, "eos", False)
 
 
+def test_encoded_pictures_take_the_place_of_their_own():
+    latents = np.arange(12 * 3, dtype=np.float16).reshape(12, 3, 1, 1, 1)
+    source = groups.Replaced(Pictures(), latents)
+    assert len(source) == 12
+    assert source[4].keys() == {"caption", "latents"} and source[4]["caption"] == "e"
+    np.testing.assert_array_equal(source[4]["latents"], latents[4])
+    batch = next(iter(groups.batches(source, ENCODE, prompts=4, seed=0)))
+    assert batch["latents"].shape == (12, 1, 1, 1) and "images" not in batch
+    first = (batch["tokens"][:, 1] - 97) * 3
+    np.testing.assert_array_equal(batch["latents"][::3, 0, 0, 0], first)
+
+
 def stream(**options):
     return iter(groups.batches(Pictures(), ENCODE, **{"prompts": 4, "seed": 0, **options}))
 

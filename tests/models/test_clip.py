@@ -98,7 +98,7 @@ def test_the_published_shape_has_the_published_size():
 
 
 def test_wrong_sizes_are_refused(params):
-    with pytest.raises(ValueError, match="16 x 16 pixels, got 8 x 16"):
+    with pytest.raises(ValueError, match="16 x 16 x 3, got 8 x 16 x 3"):
         TINY.apply(params, draw(1, 8, 16, 3), method="image")
     with pytest.raises(ValueError, match="at most 8 tokens, got 9"):
         TINY.apply(params, jnp.zeros((1, 9), jnp.int32), jnp.ones((1, 9), bool), method="text")

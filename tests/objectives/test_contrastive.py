@@ -4,6 +4,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs import scenes_clip_latents
+from cosdiff_jax import build
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.objectives import contrastive
 from cosdiff_jax.shapes import Batch
@@ -90,3 +92,51 @@ def test_a_batch_without_pictures_is_refused():
     objective = contrastive.Contrastive(clip=CLIP(vocab=10))
     with pytest.raises(ValueError, match="images"):
         objective.init(jax.random.key(0), Batch(tokens=CAPTIONS, mask=MASK))
+
+
+@pytest.fixture(scope="module")
+def latent():
+    """The tiny recipe of the CLIP on latents, its frozen encoder, and pictures with captions."""
+    config = scenes_clip_latents.get_config("tiny")
+    objective, needs = build.objective(config)
+    assert needs == ("vae",)
+    images = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
+    batch = Batch(tokens=CAPTIONS, mask=MASK, images=jnp.asarray(images))
+    return objective, build.frozen(config, needs), batch
+
+
+def test_the_recipe_on_latents_learns_the_pairs(latent):
+    objective, frozen, batch = latent
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    assert params["image_tower"]["patches"]["kernel"].shape == (2, 2, 16, 32)
+    rule = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, moments):
+        run = jax.value_and_grad(objective, has_aux=True)
+        (loss, _), slope = run(params, frozen, batch, jax.random.key(0), jnp.int32(0), {})
+        change, moments = rule.update(slope, moments)
+        return optax.apply_updates(params, change), moments, loss
+
+    moments, losses = rule.init(params), []
+    for _ in range(40):
+        params, moments, loss = step(params, moments)
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_latents_encoded_beforehand_or_on_the_spot_are_the_same(latent):
+    objective, frozen, batch = latent
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    encode = jax.jit(lambda p, x: objective.vae.apply({"params": p}, x, method="to_latents"))
+    kept = Batch(tokens=CAPTIONS, mask=MASK, latents=encode(frozen["vae"], batch.images))
+
+    @jax.jit
+    def loss(frozen, batch):
+        return objective(params, frozen, batch, jax.random.key(0), jnp.int32(0), {})[0]
+
+    np.testing.assert_allclose(loss(frozen, batch), loss({}, kept), rtol=1e-5)
+    shapes = jax.tree.map(jnp.shape, jax.jit(objective.init)(jax.random.key(0), kept))
+    assert shapes == jax.tree.map(jnp.shape, params)
+    slope = jax.grad(loss)(frozen, batch)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slope))

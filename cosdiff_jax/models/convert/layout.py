@@ -98,6 +98,16 @@ def patches(path: str, name: str, patch: int, channels: int, outputs: int) -> En
     )
 
 
+def convolution(path: str, name: str, size: int, inputs: int, outputs: int) -> Entry:
+    """[out, in, size, size] <-> [size, size, in, out]."""
+    return Entry(
+        path,
+        {name: (outputs, inputs, size, size)},
+        lambda a: a[0].transpose(2, 3, 1, 0),
+        lambda x: [x.transpose(3, 2, 0, 1)],
+    )
+
+
 def stack(entries: Callable[[int], Sequence[Entry]], depth: int) -> list[Entry]:
     """The entries of ``depth`` equal layers, on a leading axis of ours."""
     return [dataclasses.replace(e, layer=i) for i in range(depth) for e in entries(i)]
@@ -194,8 +204,22 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
         raise ValueError(f"{folder}/config.json is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder}/config.json does not hold an object")
+    return config, load_tensors(folder)
+
+
+def load_tensors(folder: str | Path) -> Arrays:
+    """model.safetensors of a folder, for layouts that need no config.json.
+
+    Raises:
+      ValueError: the folder or the file is missing or cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no such folder: {folder}")
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"no model.safetensors in {folder}")
     try:
-        return config, load_file(folder / "model.safetensors")
+        return load_file(folder / "model.safetensors")
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}/model.safetensors cannot be read: {error}") from None
 

@@ -1,0 +1,32 @@
+"""A CLIP that reads latents: the towers of scenes_clip, on the 8x8x16 of the embedded VAE.
+
+python -m cosdiff_jax.train --config=configs/scenes_clip_latents.py --workdir=runs/clip_latents
+"""
+
+from configs import base, presets
+
+
+def get_config(preset: str = ""):
+    """The recipe."""
+    config = base.menu()
+    config.steps = 1650
+    config.log_every = 10
+    config.data.name = "scenes_pairs"
+    config.data.prompts = 128
+    config.data.samples = 1
+    config.data.context = 48  # a picture said in full takes more words than a prompt
+    config.data.scenes_pairs.folder = "datasets/scenes_base"
+    config.data.scenes_pairs.train = 12_000
+    config.data.encoded = True
+    config.latent_clip.name = "clip"
+    config.objective.name = "contrastive_latents"
+    config.optimizer.name = "muon"
+    config.optimizer.rate = 2e-3
+    config.optimizer.warmup = 50
+    config.optimizer.shape = "cosine"
+    config.optimizer.floor = 0.01
+    config.optimizer.ema.decay = 0.99
+    config.optimizer.ema.every = 1
+    config.sample.batches = 16
+    config.export = "float16"
+    return presets.apply(config, preset)
