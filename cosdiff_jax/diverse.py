@@ -178,18 +178,20 @@ class DiverseSampler:
     def choose(self, drawn: Candidates) -> Samples:
         """The k of each prompt that are kept; candidates may be another sampler's."""
         images, number, f, score = drawn.images, drawn.number, drawn.f, drawn.score
-        if f is not None and score is not None and self.num < images.shape[1]:
-            best = np.sort(np.asarray(self._choose(f, score)), axis=1)
-            images, number, f, score = (
-                np.take_along_axis(x, best.reshape(*best.shape, *[1] * (x.ndim - 2)), axis=1)
-                for x in (images, number, f, score)
-            )
-        none = f is None or score is None
+        table = []
+        if f is not None and score is not None:
+            if self.num < images.shape[1]:
+                best = np.sort(np.asarray(self._choose(f, score)), axis=1)
+                images, number, f, score = (
+                    np.take_along_axis(x, best.reshape(*best.shape, *[1] * (x.ndim - 2)), axis=1)
+                    for x in (images, number, f, score)
+                )
+            table = [_measures(*group) for group in zip(f, score, strict=True)]
         return Samples(
             images=images,
             kept=number,
             score=score,
-            table=[] if none else [_measures(*group) for group in zip(f, score, strict=True)],
+            table=table,
             evaluations=drawn.evaluations,
         )
 
