@@ -92,7 +92,7 @@ class Contrastive:
 
 
 def same_captions(tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]) -> Bool[Array, "P P"]:
-    """Which prompts have the same real tokens."""
+    """Which prompts have the same real tokens, whatever stands in their padding."""
     said = jnp.where(mask, tokens, -1)
     return jnp.all(said[:, None, :] == said[None, :, :], axis=-1)
 

@@ -5,17 +5,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from cosdiff_jax.diversity.alignment import same_captions
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params
-
-
-def same_caption(tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]) -> Bool[Array, "P P"]:
-    """True where two rows are the same caption, whatever stands in their padding."""
-    tokens = jnp.where(mask, tokens, -1)
-    return jnp.all(tokens[:, None, :] == tokens[None, :, :], axis=-1)
 
 
 def info_nce(
@@ -92,7 +87,7 @@ class Contrastive:
         seen = self._seen(frozen, batch)
         out = self.clip.apply({"params": params}, seen, batch.tokens, batch.mask)
         image, text, scale = cast(tuple[jax.Array, jax.Array, jax.Array], out)
-        same = same_caption(batch.tokens, batch.mask)
+        same = same_captions(batch.tokens, batch.mask)
         loss = jnp.mean(info_nce(image, text, scale, same))
         to_caption, to_picture = retrieval(image, text, same)
         logs = {
