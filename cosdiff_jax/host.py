@@ -14,9 +14,10 @@ def keep_memory() -> bool:
     """Let malloc keep large freed blocks; returns whether it could be told so.
 
     On a CPU, XLA takes and frees the same few large buffers in every step. By default glibc hands
-    such blocks back to the system, which has to clear their pages again at every step: an eighth
-    to a fifth of a training step. To be called before the first computation, for threads that
-    have an arena of their own keep it. Elsewhere than under glibc nothing is done.
+    such blocks back to the system, which has to clear their pages again at every step: a tenth to
+    a fifth of a step that trains a model on latents, nothing where many small rollouts are drawn.
+    To be called before the first computation, for threads that have an arena of their own keep
+    it. Elsewhere than under glibc nothing is done.
     """
     if sys.platform != "linux":
         return False
