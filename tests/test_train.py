@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from configs import fusion_div
 from cosdiff_jax import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -84,7 +85,9 @@ def test_leaves_everything_behind(whole):
     terms = {"loss", "flow", "diversity", "alignment", "lambda", "mean_cosine", "gradient_norm"}
     assert terms <= lines[-1].keys()
     assert all(np.isfinite(line["loss"]) for line in lines)
-    assert [line["lambda"] for line in lines][:2] == [0.0, pytest.approx(0.025)]
+    ramp = fusion_div.get_config("tiny").objective.flow_matching.diversity.cosine.schedule.linear
+    expected = [ramp.end * min((n - ramp.warmup) / ramp.ramp, 1) for n in range(STEPS)]
+    assert [line["lambda"] for line in lines] == pytest.approx(expected)
     assert list(whole.glob("events/*tfevents*"))
     assert {p.name for p in whole.glob("samples/*.png")} == {
         f"step_{n:07d}.png" for n in (0, 2, 4, STEPS)
