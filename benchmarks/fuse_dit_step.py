@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cosdiff_jax import host, text_stream
+from cosdiff_jax import text_stream
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.models.gemma import Gemma
 from cosdiff_jax.models.position import Ape
@@ -65,7 +65,6 @@ def main() -> None:
     parser.add_argument("--unroll", type=int, default=8, help="layers per loop, in training")
     args = parser.parse_args()
 
-    host.keep_memory()
     backbone, llm = models(args.unroll)
     tokens, mask = prompts(2 if args.grouped else IMAGES)
     empty = jnp.zeros((1, LENGTH), jnp.int32).at[0, 0].set(2)

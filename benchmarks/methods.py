@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosdiff_jax import host, job, tables, trained
+from cosdiff_jax import job, tables, trained
 from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler
 from cosdiff_jax.evaluate import held_out
 
@@ -58,7 +58,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    host.keep_memory()
     model = trained.load(args.model, ("llm", "vae", "clip"))
     model.config.sample.update(prompts=args.prompts, num=args.num, shown=1)
     items = held_out(args.prompts, args.num, args.seed)

@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from cosdiff_jax import host, trained
+from cosdiff_jax import trained
 from cosdiff_jax.diverse import METHODS, DiverseSampler
 from cosdiff_jax.diversity.programme import QuadraticProgram
 from cosdiff_jax.evaluate import held_out
@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=5.0)
     args = parser.parse_args()
 
-    host.keep_memory()
     model = trained.load(args.model, ("llm", "vae", "clip"))
     prompts = [item["caption"] for item in held_out(args.prompts, 1, 0)]
     objective = jax.jit(QuadraticProgram().objective)

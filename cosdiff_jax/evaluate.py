@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from cosdiff_jax import build, diverse, host, job, trained, weights
+from cosdiff_jax import build, diverse, job, trained, weights
 from cosdiff_jax.data import tokenizer as tokenizers
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.groups import to_float
@@ -256,7 +256,6 @@ def define() -> None:
 def main(argv: list[str]) -> None:
     """Parse flags, measure, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
-    host.keep_memory()
     if len(argv) > 1:
         sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
     metric, began = FLAGS.metric, time.monotonic()

@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from cosdiff_jax import host, trained
+from cosdiff_jax import trained
 from cosdiff_jax.diverse import METHODS, Samples, diverse_samples, overlay
 from cosdiff_jax.report import grid
 
@@ -125,7 +125,6 @@ def define() -> None:
 def main(argv: list[str]) -> None:
     """Parse flags, draw, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
-    host.keep_memory()
     if len(argv) > 1:
         sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
     began = time.monotonic()

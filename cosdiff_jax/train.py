@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from cosdiff_jax import checkpoint, host, optimizer, sharding
+from cosdiff_jax import checkpoint, optimizer, sharding
 from cosdiff_jax import job as job_lib
 from cosdiff_jax.report import curves, grid, page, record
 from cosdiff_jax.report import facts as facts_lib
@@ -269,7 +269,6 @@ def main(argv: list[str]) -> None:
     """Run, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     _log.setLevel(logging.INFO)
-    host.keep_memory()
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     try:
