@@ -98,6 +98,7 @@ def language_model() -> dict:
             attention_scale=None,  # Gemma 2: query_pre_attn_scalar ** -0.5
             window=None,  # Gemma 2: 4096 tokens in every other layer
             final_cap=None,  # Gemma 2: 30.0
+            eps=1e-6,  # of the norms
             embed_std=0.02,  # of fresh embeddings
             remat=False,
             unroll=1,  # layers per iteration of the scan over depth
@@ -128,29 +129,34 @@ def vae() -> dict:
     )
 
 
+def towers(size: int, patch: int, channels: int) -> dict:
+    """CLIP's knobs; size, patch and channels of what its picture tower reads."""
+    return dict(
+        vocab=1024,
+        context=48,
+        size=size,
+        patch=patch,
+        width=128,
+        depth=4,
+        heads=4,
+        text_width=128,
+        text_depth=3,
+        text_heads=4,
+        features=128,  # F
+        stem=0,  # channels of a convolutional stem; 0 is the published form
+        channels=channels,
+        quick=True,  # OpenAI's quick GELU
+        dtype="float32",
+    )
+
+
 def clip() -> dict:
     """Picture and text in one space; "none" where nothing needs it."""
     return dict(
         name="asset",
         asset=dict(path="scenes_clip"),
         none={},
-        clip=dict(
-            vocab=1024,
-            context=48,
-            size=64,  # side of the pictures in pixels
-            patch=8,
-            width=128,
-            depth=4,
-            heads=4,
-            text_width=128,
-            text_depth=3,
-            text_heads=4,
-            features=128,  # F
-            stem=0,  # channels of a convolutional stem; 0 is the published form
-            channels=3,  # of the pictures
-            quick=True,  # OpenAI's quick GELU
-            dtype="float32",
-        ),
+        clip=towers(size=64, patch=8, channels=3),  # pixels
     )
 
 
@@ -160,23 +166,7 @@ def latent_clip() -> dict:
         name="none",
         asset=dict(path="scenes_clip_latents"),
         none={},
-        clip=dict(
-            vocab=1024,
-            context=48,
-            size=8,  # side of the latents
-            patch=1,
-            width=128,
-            depth=4,
-            heads=4,
-            text_width=128,
-            text_depth=3,
-            text_heads=4,
-            features=128,  # F
-            stem=0,
-            channels=16,  # of the latents
-            quick=True,
-            dtype="float32",
-        ),
+        clip=towers(size=8, patch=1, channels=16),  # latents
     )
 
 
@@ -340,7 +330,9 @@ def perceptual() -> dict:
 
 def guidance(scale: float) -> dict:
     """How captions are followed while sampling."""
-    return dict(name="classifier_free", classifier_free=dict(scale=scale, interval=(0.0, 1.0)))
+    return dict(
+        name="classifier_free", classifier_free=dict(scale=scale, interval=(0.0, 1.0), start=True)
+    )
 
 
 def optimizer() -> dict:
@@ -394,6 +386,7 @@ def diversity() -> dict:
             vgg=perceptual(),
             latent=dict(centre=True),
         ),
+        pruning=0.0,  # share of the candidates dropped after every step; 0: none
         selection=dict(  # which candidates are kept, by CLIP's features and scores
             name="programme",
             max_min={},

@@ -45,32 +45,11 @@ def tiny(config: Any) -> None:
     if config.vae.name != "none":
         config.vae.name = "kl"
         config.vae.kl.update(widths=(8, 8, 8), groups=2)
-    if config.clip.name != "none":
-        config.clip.name = "clip"
-        config.clip.clip.update(
-            vocab=400,
-            patch=16,
-            width=32,
-            depth=1,
-            heads=2,
-            text_width=32,
-            text_depth=1,
-            text_heads=2,
-            features=16,
-        )
-    if config.latent_clip.name != "none":
-        config.latent_clip.name = "clip"
-    config.latent_clip.clip.update(
-        vocab=400,
-        patch=2,
-        width=32,
-        depth=1,
-        heads=2,
-        text_width=32,
-        text_depth=1,
-        text_heads=2,
-        features=16,
-    )
+    for role, patch in (("clip", 16), ("latent_clip", 2)):
+        if config[role].name != "none":
+            config[role].name = "clip"
+        config[role].clip.update(vocab=400, patch=patch, width=32, depth=1, heads=2, features=16)
+        config[role].clip.update(text_width=32, text_depth=1, text_heads=2)
     config.vgg.vgg.update(widths=(8,) * 5)
     config.backbone.name = "fuse_dit"
     config.backbone.fuse_dit.update(width=32, depth=2, heads=2, kv_heads=2, head_size=16, mlp=32)

@@ -1,5 +1,6 @@
 """The menu and the switchboard agree, and every recipe at every size can be built."""
 
+import dataclasses
 import importlib
 import pathlib
 
@@ -74,6 +75,15 @@ def test_menu_equals_table(path):
         assert beside == set(TABLES[path])
     else:
         assert beside == set(TABLES[path]), path
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_menu_has_every_knob(path):
+    entry, made_elsewhere = at(base.menu(), path), {"parent", "name", "feature"}
+    for name, constructor in TABLES[path].items():
+        if dataclasses.is_dataclass(constructor):
+            fields = {field.name for field in dataclasses.fields(constructor) if field.init}
+            assert fields - made_elsewhere <= set(entry.get(name, {})), name
 
 
 def choices(config, path=""):
