@@ -11,6 +11,7 @@ Prints one JSON line for each setting.
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -20,7 +21,7 @@ import jax
 import numpy as np
 
 from cosdiff_jax import trained
-from cosdiff_jax.diverse import METHODS, DiverseSampler
+from cosdiff_jax.diverse import DiverseSampler
 from cosdiff_jax.diversity.programme import QuadraticProgram
 from cosdiff_jax.evaluate import held_out
 
@@ -38,10 +39,12 @@ def main() -> None:
     objective = jax.jit(QuadraticProgram().objective)
     for setting in args.setting or ("64,4,4,0.9", "128,4,20,0.5"):
         m, k, steps = (int(x) for x in setting.split(",")[:3])
-        METHODS["pruning"] = {"pruning": float(setting.split(",")[3])}
         options = {"num": k, "candidates": m, "steps": steps, "guidance": args.guidance}
         every = DiverseSampler(model=model, method="programme", **options)
-        pruned = DiverseSampler(model=model, method="pruning", **options)
+        config = model.config.copy_and_resolve_references()
+        config.sample.pruning = float(setting.split(",")[3])
+        pruning = dataclasses.replace(model, config=config)
+        pruned = DiverseSampler(model=pruning, method="programme", **options)
         ratios, chances, seconds = [], [], {"all": [], "pruned": []}
         row = {"setting": setting, "machine": platform.processor() or platform.machine()}
         for prompt in prompts:

@@ -201,8 +201,12 @@ class DiverseSampler:
 
     @property
     def _chooses(self) -> bool:
-        named = "pruning" in self._changes or "selection" in self._changes
+        named = self._share > 0 or "selection" in self._changes
         return named or (self.candidates or self.num) > self.num
+
+    @property
+    def _share(self) -> float:
+        return self._config.sample.get("pruning", 0.0)
 
     @property
     def _total(self) -> int:
@@ -210,8 +214,7 @@ class DiverseSampler:
 
     @cached_property
     def _config(self) -> Any:
-        changes = {name: value for name, value in self._changes.items() if name != "pruning"}
-        return self.model.as_asked(self.steps, self.guidance, changes)
+        return self.model.as_asked(self.steps, self.guidance, self._changes)
 
     @cached_property
     def _sampler(self) -> Sampler:
@@ -232,11 +235,12 @@ class DiverseSampler:
 
     @cached_property
     def _pruning(self) -> Pruning | None:
-        share = self._changes.get("pruning")
-        if share is None or self._view is None:
+        if self._share == 0 or self._view is None:
             return None
         view = dataclasses.replace(self._view, vae=self._sampler.vae)
-        return Pruning(sampler=self._sampler, view=view, share=share, selection=self._selection)
+        return Pruning(
+            sampler=self._sampler, view=view, share=self._share, selection=self._selection
+        )
 
     @cached_property
     def _look(self) -> Callable:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import fusion_base
+from configs import base, fusion_base
 from cosdiff_jax import build, checkpoint, diverse, evaluate, generate, trained, weights
 from cosdiff_jax.shapes import Batch, TrainState
 
@@ -116,12 +116,12 @@ def test_what_the_recipe_looks_through_is_loaded_with_it(folder, tmp_path):
 def test_every_method_can_be_built(folder, method):
     model = trained.load(folder, ())
     changes = diverse.overlay(method)
-    changes.pop("pruning", None)
     plain = build.sampler(model.as_asked(None, None, {}), model.shape)
     made = build.sampler(model.as_asked(None, None, changes), model.shape)
     fields = [field.name for field in dataclasses.fields(made)]
     differs = {name for name in fields if getattr(made, name) != getattr(plain, name)}
-    assert differs == set(changes) - {"selection"}
+    assert differs == set(changes) - {"selection", "pruning"}
+    assert (changes.keys() - base.menu().sample.keys()) == set()
 
 
 def test_methods_that_set_different_knobs_of_one_part_act_together():
