@@ -1,5 +1,6 @@
 """Every test runs on eight emulated devices, with shapes checked and compiled programs kept."""
 
+import json
 import os
 import pathlib
 
@@ -10,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import jaxtyping
+import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent
 jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".jax_cache"))
@@ -18,3 +20,41 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Shapes and dtypes of every annotated function are checked while the tests run, and only then.
 _hook = jaxtyping.install_import_hook("cosdiff_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """What a finished run leaves: an untrained tiny model in pixel space."""
+    # Imported late: the hook above has to come first.
+    import jax.numpy as jnp
+    import numpy as np
+
+    from configs import fusion_base
+    from cosdiff_jax import build, weights
+    from cosdiff_jax.shapes import Batch
+
+    path = tmp_path_factory.mktemp("run")
+    config = fusion_base.get_config("tiny")
+    config.data.context = 48
+    config.vae.name = "none"
+    config.backbone.fuse_dit.update(depth=1, patch=16, channels=3)
+    config.language_model.gemma.depth = 1
+    config.clip.name = "clip"
+    config.clip.clip.update(patch=16, width=16, depth=1, heads=2, text_width=16, text_depth=1)
+    config.clip.clip.update(text_heads=2, features=8)
+    objective, _ = build.objective(config)
+    tokens = jnp.ones((1, 48), jnp.int32)
+    images = jnp.zeros((objective.samples, 64, 64, 3))
+    batch = Batch(tokens=tokens, mask=tokens > 0, images=images)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    # Last layers begin at zero, which draws the noise whatever the caption says.
+    params = jax.tree.map(
+        lambda x: x + 0.05 * np.random.default_rng(0).normal(size=x.shape), params
+    )
+    entry = json.loads(config.backbone.to_json())
+    weights.save(path / "model", entry, params, dtype="float32")
+    build.tokenizer(config.tokenizer).fast.backend_tokenizer.save(
+        str(path / "model" / "tokenizer.json")
+    )
+    (path / "model" / "recipe.json").write_text(config.to_json())
+    return str(path)

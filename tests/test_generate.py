@@ -12,39 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, fusion_base
-from cosdiff_jax import build, checkpoint, diverse, evaluate, generate, trained, weights
-from cosdiff_jax.shapes import Batch, TrainState
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What a finished run leaves: an untrained tiny model in pixel space."""
-    path = tmp_path_factory.mktemp("run")
-    config = fusion_base.get_config("tiny")
-    config.data.context = 48
-    config.vae.name = "none"
-    config.backbone.fuse_dit.update(depth=1, patch=16, channels=3)
-    config.language_model.gemma.depth = 1
-    config.clip.name = "clip"
-    config.clip.clip.update(patch=16, width=16, depth=1, heads=2, text_width=16, text_depth=1)
-    config.clip.clip.update(text_heads=2, features=8)
-    objective, _ = build.objective(config)
-    tokens = jnp.ones((1, 48), jnp.int32)
-    images = jnp.zeros((objective.samples, 64, 64, 3))
-    batch = Batch(tokens=tokens, mask=tokens > 0, images=images)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
-    # Last layers begin at zero, which draws the noise whatever the caption says.
-    params = jax.tree.map(
-        lambda x: x + 0.05 * np.random.default_rng(0).normal(size=x.shape), params
-    )
-    entry = json.loads(config.backbone.to_json())
-    weights.save(path / "model", entry, params, dtype="float32")
-    build.tokenizer(config.tokenizer).fast.backend_tokenizer.save(
-        str(path / "model" / "tokenizer.json")
-    )
-    (path / "model" / "recipe.json").write_text(config.to_json())
-    return str(path)
+from configs import base
+from cosdiff_jax import build, checkpoint, diverse, generate, trained
+from cosdiff_jax.data import gallery
+from cosdiff_jax.shapes import TrainState
 
 
 def run(folder, out, *prompts, num=2, seed=0, method="independent", candidates=None):
@@ -80,6 +51,158 @@ def test_a_grid_and_every_picture_beside_it(folder, tmp_path):
     assert same.max() <= 1
     seeded = run(folder, tmp_path / "seeded.png", "빨간 별", num=1, seed=1)
     assert np.abs(pixels(seeded[1]) - pixels(again[1])).max() > 20
+
+
+def folders(folder, out, prompts, **changes):
+    options = {"num": 2, "method": "independent", "candidates": None, "steps": 2, "guidance": 2.0}
+    options |= {"seed": 0, "rows": 4, **changes}
+    return generate.generate_folders(folder, prompts, out=out, **options)
+
+
+GENEVAL = Path(__file__).parent / "fixtures" / "prompts" / "evaluation_metadata.jsonl"
+
+
+def snapshot(out):
+    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(out)): (path.stat().st_ino, path.read_bytes()) for path in files}
+
+
+def test_folders_as_genevals_scorer_reads_them(folder, tmp_path):
+    prompts = generate.asked([], str(GENEVAL), None)
+    out = tmp_path / "new" / "drawn"
+    assert folders(folder, out, prompts) == 3
+    assert sorted(path.name for path in out.iterdir()) == [
+        "00000",
+        "00001",
+        "00002",
+        "settings.json",
+    ]
+    for number, line in enumerate(GENEVAL.read_text().splitlines()):
+        place = out / f"{number:05}"
+        assert (place / "metadata.jsonl").read_text() == line + "\n"
+        assert sorted(path.name for path in (place / "samples").iterdir()) == [
+            "0000.png",
+            "0001.png",
+        ]
+        assert pixels(place / "grid.png").shape[:2] == (68, 134)
+        row = json.loads((place / "numbers.json").read_text())
+        assert row["prompt"] == prompts[number].text and len(row["score"]) == 2
+    # The pictures are those of the grid, however many are drawn together.
+    grid = run(folder, tmp_path / "grid.png", *(prompt.text for prompt in prompts))
+    for number in range(3):
+        for k in range(2):
+            one = pixels(out / f"{number:05}" / "samples" / f"{k:04}.png")
+            other = pixels(grid[0].with_name(f"grid_p{number}_k{k}.png"))
+            assert np.abs(one - other).max() <= 1
+
+    found = gallery.Gallery(out, GENEVAL, size=64)
+    assert [item["caption"] for item in found] == [prompt.text for prompt in prompts]
+    assert found.skipped == ()
+    np.testing.assert_array_equal(
+        found[2]["images"][1], pixels(out / "00002" / "samples" / "0001.png")
+    )
+
+
+def test_folders_that_are_whole_are_not_drawn_again(folder, tmp_path, monkeypatch):
+    prompts = generate.asked(["a red star", "two rings", "빨간 별"], None, None)
+    out = tmp_path / "drawn"
+    wrote, true = [], generate.write_folder
+
+    def interrupted(place, *arguments):
+        if len(wrote) == 1:
+            raise KeyboardInterrupt
+        wrote.append(place)
+        true(place, *arguments)
+
+    monkeypatch.setattr(generate, "write_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folders(folder, out, prompts)
+    monkeypatch.setattr(generate, "write_folder", true)
+    first = {name: file for name, file in snapshot(out).items() if name.startswith("00000")}
+    assert len(first) == 5
+    assert folders(folder, out, prompts) == 2
+    whole = snapshot(out)
+    assert first.items() <= whole.items()
+    assert folders(folder, out, prompts) == 0
+    assert {**snapshot(out), "settings.json": 0} == {**whole, "settings.json": 0}
+
+    # A picture is lost: its folder is drawn again, to the byte. More prompts: only those.
+    (out / "00001" / "samples" / "0001.png").unlink()
+    more = generate.asked([prompt.text for prompt in prompts] + ["a cross"], None, None)
+    assert folders(folder, out, more) == 2
+    again = snapshot(out)
+    assert {name: again[name][1] for name in whole} == {n: file[1] for n, file in whole.items()}
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("broken_at", ["samples", "grid", "rename"])
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, broken_at):
+    place, prompt = tmp_path / "00000", generate.Prompt(text="a", key="a")
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if broken_at == "samples":
+            patch.setattr(Image.Image, "save", stop)
+        elif broken_at == "grid":
+            patch.setattr(generate.grid, "write_png", stop)
+        else:
+            patch.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            generate.write_folder(place, prompt, images, {})
+    assert list(tmp_path.iterdir()) == []
+    # What a process that was killed has left is no hindrance.
+    (tmp_path / ".00000.partial" / "samples").mkdir(parents=True)
+    (tmp_path / ".00000.partial" / "samples" / "0007.png").touch()
+    generate.write_folder(place, prompt, images, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["00000"]
+    assert len(list((place / "samples").iterdir())) == 2
+
+
+def test_folders_of_other_prompts_or_settings_are_left_alone(folder, tmp_path):
+    out = tmp_path / "drawn"
+    prompts = generate.asked(["a red star", "two rings"], None, None)
+    assert folders(folder, out, prompts, num=1) == 2
+    before = snapshot(out)
+    other = generate.asked(["a red star", "a cross"], None, None)
+    foreign = tmp_path / "foreign"
+    (foreign / "00000").mkdir(parents=True)
+    file = tmp_path / "file"
+    file.touch()
+    for place, asked, changes, message in (
+        (out, prompts, {"seed": 1}, "drawn was begun with seed = 0, not 1; give another --out"),
+        (out, prompts, {"num": 2}, "begun with num = 1, not 2"),
+        (out, other, {}, "00001 is of another prompt than 00001"),
+        (out, prompts[:1], {}, "00001 is none of these 1 prompts"),
+        (foreign, prompts, {}, "has folders that were not written from here"),
+        (file, prompts, {}, "must be a folder"),
+        (tmp_path / "grid.png", prompts, {}, "grid.png must be a folder"),
+        (tmp_path / "x", [*prompts, generate.Prompt(text="star " * 99)], {}, "more than the conte"),
+        (tmp_path / "x", prompts, {"method": "particles"}, "'particles' is not one of"),
+        (tmp_path / "x", prompts, {"candidates": 1, "num": 2}, "are fewer than the --num=2"),
+        (tmp_path / "x", [], {}, "nothing to draw"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            folders(folder, place, asked, **{"num": 1, **changes})
+        assert "\n" not in str(error.value)
+    assert snapshot(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", "file", "foreign"]
+
+
+def test_prompts_of_a_file_and_single_ones_are_drawn_together(tmp_path):
+    prompts = generate.asked(["  a red star"], str(GENEVAL), "geneval")
+    assert [prompt.key for prompt in prompts] == ["00000", "00001", "00002", "00003"]
+    assert prompts[3].text == "  a red star"
+    assert generate.metadata(prompts[0]) == GENEVAL.read_text().splitlines()[0]
+    said = json.loads(generate.metadata(prompts[3]))
+    # With an empty "include" GenEval would call every picture correct.
+    assert said == {"prompt": "  a red star", "key": "00003", "group": ""}
+    with pytest.raises(ValueError, match="--prompts_form=text says how to read a file"):
+        generate.asked(["a"], None, "text")
+    with pytest.raises(ValueError, match="257 prompts are more than the 256 rows of a grid"):
+        run("nowhere", tmp_path / "x.png", *["a"] * 257)
 
 
 @pytest.mark.parametrize(
@@ -248,41 +371,22 @@ def test_the_command_ends_with_one_line_and_no_traceback():
     assert "Traceback" not in done.stderr
 
 
-def test_evaluation_puts_the_true_distribution_beside_the_model(folder, tmp_path):
-    found, true = evaluate.pictures(
-        folder, "scenes", prompts=4, num=2, steps=2, guidance=None, seed=0,
-        sheet=tmp_path / "sheet.png",
-    )  # fmt: skip
-    assert true["shape"] == true["count"] == 1
-    assert set(found) == set(true)
-    assert found["all"] < 0.5
-    assert (tmp_path / "sheet.png").exists()
-    lines = evaluate.table(found, true).splitlines()
-    assert lines[0].split() == ["model", "true"]
-    assert len(lines) == len(found) + 1
-
-
-def test_consistency_is_told_for_every_layer_beside_chance(folder):
-    own, shuffled = evaluate.consistency(folder, prompts=8, num=2, seed=0)
-    assert list(own) == list(shuffled) == ["layer 0", "layer 1"]
-    assert all(-1 <= value <= 1 for value in [*own.values(), *shuffled.values()])
-    lines = evaluate.table(own, shuffled, ("own", "shuffled")).splitlines()
-    assert lines[0].split() == ["own", "shuffled"] and len(lines) == 3
-    assert evaluate.consistency(folder, prompts=8, num=2, seed=0) == (own, shuffled)
-
-
-def test_held_out_prompts_are_distinct_and_held_out():
-    from cosdiff_jax.data.scenes import grammar
-
-    for described in (False, True):
-        items = evaluate.held_out(20, 1, seed=3, described=described)
-        specs = [grammar.spec_from_json(item["spec"]) for item in items]
-        assert len(set(specs)) == 20
-        assert all(grammar.split_of(spec) == "test" for spec in specs)
-        if described:
-            assert not any(grammar.open_attributes(spec) for spec in specs)
-
-
-def test_a_model_of_other_pictures_is_refused(folder):
-    with pytest.raises(ValueError, match="was trained on scenes, not on digits"):
-        evaluate.pictures(folder, "digits", prompts=2, num=2, steps=1, guidance=None, seed=0)
+def test_the_command_names_a_broken_prompt_file_and_writes_nothing(tmp_path):
+    (tmp_path / "set.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "cosdiff_jax.generate",
+            "--layout=geneval",
+            f"--prompts_file={tmp_path / 'set.jsonl'}",
+            f"--out={tmp_path / 'out'}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "set.jsonl line 2 is not JSON" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["set.jsonl"]

@@ -17,31 +17,22 @@ import os
 import pathlib
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from cosdiff_jax.data import preprocess
+from cosdiff_jax.data import files, preprocess
 
 _log = logging.getLogger("cosdiff_jax")
 
-READABLE = frozenset(
-    f".{kind}"
-    for kind in ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "avif")
-)
-UNREADABLE = frozenset(
-    f".{kind}" for kind in ("heic", "heif", "svg", "psd", "raw", "cr2", "nef", "arw", "dng", "eps")
-)
 CAPTION_FIELDS = ("text", "caption")
 
 # Decoded pictures are kept up to this many bytes; beyond, they are decoded again when drawn.
 KEEP = 2**30
 # A small folder still gives an epoch of at least this many groups, each a fresh draw.
 SHORTEST_EPOCH = 256
-NAMED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +100,12 @@ class FolderGroups:
         found = scan(path)
         usable, broken = _decode(found.pictures, size)
         root = pathlib.Path(path).expanduser()
-        broken = [(_name(place, root), reason) for place, reason in broken]
+        broken = [(files.relative(place, root), reason) for place, reason in broken]
         self.skipped = tuple(sorted({*found.skipped, *broken}))
         if not usable:
             raise ValueError(
                 f"folder {path}: none of its {found.total} images can be used; "
-                f"{_list(self.skipped)}"
+                f"{files.say(self.skipped)}"
             )
         pictures: dict[str, list[pathlib.Path]] = {}
         for place, caption in found.pictures:
@@ -176,7 +167,7 @@ class FolderGroups:
         else:
             line += f" in {len(self.captions)} caption{'s' * (len(self.captions) > 1)}"
         if self.skipped:
-            line += f"; skipped {_list(self.skipped)}"
+            line += f"; skipped {files.say(self.skipped)}"
         few = sum(len(pictures) < self.samples for pictures in self._pictures)
         if few:
             line += (
@@ -203,26 +194,28 @@ def scan(path: str | pathlib.Path) -> Found:
         raise ValueError(f"data.folder.path: {path} {kind}")
     captions: dict[str, str | None] = {}
     skipped: list[tuple[str, str]] = []
-    files: list[pathlib.Path] = []
-    for folder, names in _walk(root):
+    listed: list[pathlib.Path] = []
+    for folder, names in files.walk(root):
         for name in names:
             if name in ("metadata.jsonl", "metadata.csv"):
                 _metadata(folder / name, root, captions, skipped)
-            elif pathlib.Path(name).suffix.lower() in READABLE | UNREADABLE:
-                files.append(folder / name)
-    if not files:
-        raise ValueError(f"data.folder.path: {path} has no pictures ({' '.join(sorted(READABLE))})")
+            elif pathlib.Path(name).suffix.lower() in files.READABLE | files.UNREADABLE:
+                listed.append(folder / name)
+    if not listed:
+        raise ValueError(
+            f"data.folder.path: {path} has no pictures ({' '.join(sorted(files.READABLE))})"
+        )
 
     pictures = []
     seen = set()
-    for file in sorted(files):
-        name = _name(file, root)
-        seen.add(_normal(name))
-        if file.suffix.lower() in UNREADABLE:
+    for file in sorted(listed):
+        name = files.relative(file, root)
+        seen.add(files.normal(name))
+        if file.suffix.lower() in files.UNREADABLE:
             skipped.append((name, f"{file.suffix[1:].upper()} is not a format that can be read"))
             continue
-        caption: str | None = captions.get(_normal(name))
-        if _normal(name) not in captions:
+        caption: str | None = captions.get(files.normal(name))
+        if files.normal(name) not in captions:
             try:
                 caption = _text_beside(file)
             except ValueError as error:
@@ -239,19 +232,7 @@ def scan(path: str | pathlib.Path) -> Found:
     skipped += [
         (name, "named in the metadata, but no such file") for name in captions if name not in seen
     ]
-    return Found(tuple(pictures), tuple(skipped), len(files))
-
-
-def _walk(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, list[str]]]:
-    visited = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield pathlib.Path(folder), sorted(name for name in names if not name.startswith("."))
+    return Found(tuple(pictures), tuple(skipped), len(listed))
 
 
 def _metadata(
@@ -264,10 +245,10 @@ def _metadata(
     try:
         text = _decode_text(file.read_bytes())
     except (OSError, ValueError) as error:
-        skipped.append((_name(file, root), f"cannot be read: {error}"))
+        skipped.append((files.relative(file, root), f"cannot be read: {error}"))
         return
     for number, record in _records(file, text):
-        line = f"{_name(file, root)} line {number}"
+        line = f"{files.relative(file, root)} line {number}"
         if not isinstance(record, Mapping) or not isinstance(record.get("file_name"), str):
             skipped.append((line, "no file_name"))
             continue
@@ -277,7 +258,7 @@ def _metadata(
             continue
         caption = next((record[field] for field in CAPTION_FIELDS if record.get(field)), None)
         if isinstance(caption, str | None):
-            captions[_normal(_name(place, root))] = caption
+            captions[files.normal(files.relative(place, root))] = caption
         else:
             skipped.append((line, "its caption is not text"))
 
@@ -306,10 +287,8 @@ def _text_beside(picture: pathlib.Path) -> str | None:
 
 
 def _decode_text(raw: bytes) -> str:
-    """UTF-8, or UTF-16 where the file begins by saying so (Windows Notepad)."""
-    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        return raw.decode("utf-16" if wide else "utf-8-sig")
+        return files.decode(raw)
     except UnicodeDecodeError:
         raise ValueError("its caption is not UTF-8") from None
 
@@ -342,25 +321,6 @@ def _decode(
     return usable, broken
 
 
-def _name(path: pathlib.Path, root: pathlib.Path) -> str:
-    return os.path.relpath(path, root).replace(os.sep, "/")
-
-
-def _normal(name: str) -> str:
-    # macOS stores é as e and an accent; the person who wrote the metadata typed one letter.
-    return unicodedata.normalize("NFC", name)
-
-
 def _share(caption: str) -> float:
     """A number in [0, 1) that depends on the caption alone, on every machine."""
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8]) / 2**64
-
-
-def _list(skipped: Sequence[tuple[str, str]]) -> str:
-    line = f"{len(skipped)}: " + ", ".join(f"{n} ({reason})" for n, reason in skipped[:NAMED])
-    if len(skipped) > NAMED:
-        counts = Counter(reason for _, reason in skipped).most_common()
-        line += f" and {len(skipped) - NAMED} more; in all " + ", ".join(
-            f"{number} {reason}" for reason, number in counts
-        )
-    return line
