@@ -22,18 +22,21 @@ SCORES = (*oracle.ATTRIBUTES, *oracle.TASKS, "all", "empty")
 """Measures other than the diversity, in the order of a report."""
 
 
+# An attribute's own diversity; "0.shape", "1.shape" ... of a caption's things count together.
+VARIETY = tuple(f"variety_{name}" for name in ("shape", "colour", "size", "background", "relation"))
+
+
 class Sums(NamedTuple):
-    """State: per score its sum and its pictures; sum and number of prompts of the diversity."""
+    """State: sums by name, and how many pictures (scores) or prompts (diversities) they are of."""
 
     total: Mapping[str, float]
-    pictures: Mapping[str, int]
-    diversity: float
-    prompts: int
+    number: Mapping[str, int]
 
 
 def init() -> Sums:
     """Nothing seen yet."""
-    return Sums(dict.fromkeys(SCORES, 0.0), dict.fromkeys(SCORES, 0), 0.0, 0)
+    names = (*SCORES, "meaningful_diversity", *VARIETY)
+    return Sums(dict.fromkeys(names, 0.0), dict.fromkeys(names, 0))
 
 
 def update(state: Sums, images: Groups, specs: Sequence[Spec]) -> Sums:
@@ -44,26 +47,30 @@ def update(state: Sums, images: Groups, specs: Sequence[Spec]) -> Sums:
     """
     if len(images) != len(specs):
         raise ValueError(f"{len(images)} groups of pictures for {len(specs)} captions")
-    total, pictures = dict(state.total), dict(state.pictures)
-    diversity, prompts = state.diversity, state.prompts
+    total, number = dict(state.total), dict(state.number)
+
+    def add(name: str, value: float) -> None:
+        total[name] += value
+        number[name] += 1
+
     for group, spec in zip(images, specs, strict=True):
         readings = [oracle.read(image) for image in group]
         for reading in readings:
             for name, value in oracle.score_reading(reading, spec).items():
                 if value is not None:
-                    total[name] += value
-                    pictures[name] += 1
-        varied = oracle.meaningful_diversity(readings, spec)
-        if not math.isnan(varied):
-            diversity, prompts = diversity + varied, prompts + 1
-    return Sums(total, pictures, diversity, prompts)
+                    add(name, value)
+        found = oracle.diversities(readings, spec)
+        if found:
+            add("meaningful_diversity", math.fsum(found.values()) / len(found))
+        for name, value in found.items():
+            add(f"variety_{name.split('.')[-1]}", value)
+    return Sums(total, number)
 
 
 def result(state: Sums) -> dict[str, float]:
-    """SCORES and ``meaningful_diversity``, all in [0, 1]; what no caption asked for is absent."""
-    found = {
-        name: state.total[name] / state.pictures[name] for name in SCORES if state.pictures[name]
+    """SCORES, ``meaningful_diversity`` and VARIETY in [0, 1]; what no caption asked for is absent."""
+    return {
+        name: value / state.number[name]
+        for name, value in state.total.items()
+        if state.number[name]
     }
-    if state.prompts:
-        found["meaningful_diversity"] = state.diversity / state.prompts
-    return found
