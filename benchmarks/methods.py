@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from cosdiff_jax import job, tables, trained
+from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler
-from cosdiff_jax.evaluate import held_out
 
 ROWS = 64
 CHOOSING = set(tables.SELECTIONS) | {"pruning"}

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from cosdiff_jax import trained
+from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import DiverseSampler
 from cosdiff_jax.diversity.programme import QuadraticProgram
-from cosdiff_jax.evaluate import held_out
 
 
 def main() -> None:

@@ -102,6 +102,12 @@ def overlay(method: str) -> dict[str, Any]:
     return changes
 
 
+def chooses(method: str) -> bool:
+    """Whether methods joined by + keep some of more candidates."""
+    changes = overlay(method)
+    return "selection" in changes or changes.get("pruning", 0) > 0
+
+
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> str | None:
     """Add nested fields; returns the first one that holds something else already."""
     for field, value in more.items():
@@ -137,9 +143,9 @@ class DiverseSampler:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        if self._total < self.num:
+        if self.total < self.num:
             raise ValueError(
-                f"--candidates={self._total} are fewer than the --num={self.num} to keep"
+                f"--candidates={self.total} are fewer than the --num={self.num} to keep"
             )
         looks = self._chooses or self._changes.get("view", {}).get("name") == "clip"
         if looks and self._view is None:
@@ -161,16 +167,16 @@ class DiverseSampler:
         tokens, mask, seeds = model.read(prompts)
         asked = (model.params, model.frozen, tokens, mask, jax.random.key(seed))
         if pruning is None:
-            drawn = self._sampler(*asked, num=self._total, seeds=seeds)
-            left = np.tile(np.arange(self._total), (len(prompts), 1))
-            evaluations = self._total * self._sampler.evaluations
+            drawn = self._sampler(*asked, num=self.total, seeds=seeds)
+            left = np.tile(np.arange(self.total), (len(prompts), 1))
+            evaluations = self.total * self._sampler.evaluations
         else:
-            drawn, left = pruning(*asked, candidates=self._total, num=self.num, seeds=seeds)
+            drawn, left = pruning(*asked, candidates=self.total, num=self.num, seeds=seeds)
             steps = self._sampler.steps
-            evaluations = sum(sizes(self._total, self.num, steps, pruning.share)[:-1])
+            evaluations = sum(sizes(self.total, self.num, steps, pruning.share)[:-1])
         images, f, score = grid.to_bytes(drawn), None, None
         if self._view is not None:
-            f = np.stack([np.asarray(self._look(model.frozen, to_float(x))) for x in images])
+            f = np.stack([np.asarray(self.look(model.frozen, to_float(x))) for x in images])
             said = np.asarray(self._said(model.frozen, tokens, mask))
             score = np.einsum("pmf,pf->pm", f, said)
         return Candidates(images=images, number=left, f=f, score=score, evaluations=evaluations)
@@ -206,31 +212,33 @@ class DiverseSampler:
 
     @property
     def _share(self) -> float:
-        return self._config.sample.get("pruning", 0.0)
+        return self.config.sample.get("pruning", 0.0)
 
     @property
-    def _total(self) -> int:
+    def total(self) -> int:
+        """Pictures of a prompt that are drawn, to be kept or to choose from."""
         return self.candidates or (4 * self.num if self._chooses else self.num)
 
     @cached_property
-    def _config(self) -> Any:
+    def config(self) -> Any:
+        """The recipe as the method changes it."""
         return self.model.as_asked(self.steps, self.guidance, self._changes)
 
     @cached_property
     def _sampler(self) -> Sampler:
-        return build.sampler(self._config, self.model.shape)
+        return build.sampler(self.config, self.model.shape)
 
     @cached_property
     def _view(self) -> ClipFeature | None:
         if "clip" not in self.model.frozen:
             return None
-        clip = build.model("clip", self._config.clip)
+        clip = build.model("clip", self.config.clip)
         # Grey digits and pictures of other sizes are not what the CLIP at hand has learnt to see.
         return ClipFeature(clip=clip) if self.model.shape == (clip.size, clip.size, 3) else None
 
     @cached_property
     def _selection(self) -> Selection:
-        entry = self._config.sample.get("selection", {"name": "programme"})
+        entry = self.config.sample.get("selection", {"name": "programme"})
         return tables.make(tables.SELECTIONS, entry)
 
     @cached_property
@@ -243,7 +251,8 @@ class DiverseSampler:
         )
 
     @cached_property
-    def _look(self) -> Callable:
+    def look(self) -> Callable:
+        """(frozen, pictures "B X Y C" in [-1, 1]) -> what CLIP sees, unit vectors "B F"."""
         assert self._view is not None
         return jax.jit(self._view)
 

@@ -1,302 +1,363 @@
-"""Measure a model on held-out Scenes (or digits), beside the true distribution.
+"""Measure pictures, a model's or anyone's, and put several side by side.
 
-    python -m cosdiff_jax.evaluate --metric=scenes --model=fusion_base --prompts=512 --num=4
-    python -m cosdiff_jax.evaluate --metric=scenes --workdir=runs/fusion_div --guidance=3
-    python -m cosdiff_jax.evaluate --metric=clip|vae|llm
-    python -m cosdiff_jax.evaluate --metric=consistency --model=fusion_base --prompts=512
+    python -m cosdiff_jax.evaluate --model=fusion_base --workdir=runs/fusion_div --num=8
+    python -m cosdiff_jax.evaluate --model=fusion_base --method=independent --method=interval
+    python -m cosdiff_jax.evaluate --images=DIR --images=OTHER --prompts=prompts.jsonl
+    python -m cosdiff_jax.evaluate --metric=clip|vae|llm|consistency
 
-prints a table and writes it as JSON. The prompts and the true pictures are made on the spot from
-``--seed``; none of their meanings occurs in training. The others measure the frozen networks:
-retrieval among pairs with distinct captions, PSNR, perplexity, and how well each layer of the
-language model foretells CLIP's view of a caption's real pictures.
+writes ``metrics.json`` and ``report.html`` and prints a table. ``--prompts`` is a number of
+held-out Scenes (or digits) prompts, made on the spot from ``--seed``, with the true distribution
+in a column of its own; or a file of prompts, of any published form, with ``--reference=DIR`` for
+real pictures if there are any. A measurement that was stopped goes on where it was. The other
+metrics are of the frozen networks alone.
 """
 
+import dataclasses
+import hashlib
 import json
 import logging
+import re
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.experimental import multihost_utils
 
-from cosdiff_jax import build, diverse, job, trained, weights
-from cosdiff_jax.data import tokenizer as tokenizers
+from cosdiff_jax import build, comparison, diverse, networks, trained
+from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.digits import DigitGroups
-from cosdiff_jax.data.groups import to_float
-from cosdiff_jax.data.scenes import grammar, renderer
-from cosdiff_jax.features.clip import ClipFeature
-from cosdiff_jax.metrics import consistency as consistency_lib
-from cosdiff_jax.metrics import psnr, retrieval
-from cosdiff_jax.models import captions as captions_lib
-from cosdiff_jax.objectives.next_token import NextToken
-from cosdiff_jax.report import grid
-from cosdiff_jax.shapes import Batch
+from cosdiff_jax.data.gallery import Gallery
+from cosdiff_jax.data.groups import Source
+from cosdiff_jax.data.scenes import grammar
+from cosdiff_jax.data.scenes.held_out import held_out
+from cosdiff_jax.data.tokenizer import Tokenizer
+from cosdiff_jax.drawn import DrawnGroups
+from cosdiff_jax.metrics import scenes
+from cosdiff_jax.metrics.digits import DigitMetric
+from cosdiff_jax.survey import Eye, Measure, Survey, Surveyed
 
 FLAGS = flags.FLAGS
-ASSETS = {"clip": "scenes_clip", "vae": "scenes_vae", "llm": "scenes_llm"}
+_log = logging.getLogger("cosdiff_jax")
+NETWORKS = ("clip", "vae", "llm", "consistency")
 
 
-Table = dict[str, float]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is measured, and on which prompts.
 
-
-def pictures(
-    source: str,
-    metric: str,
-    *,
-    prompts: int,
-    num: int,
-    steps: int,
-    guidance: float | None,
-    seed: int,
-    method: str = "independent",
-    candidates: int | None = None,
-    sheet: Path | None = None,
-) -> tuple[Table, Table]:
-    """Measures of a text-to-image model's pictures, and of as many true ones.
-
-    Args:
-      source: a working directory, a folder with weights, or an embedded model's name.
-      metric: "scenes" or "digits": what kind of prompts.
-      prompts: P.
+    Attributes:
+      models: embedded models' names, folders with weights or working directories.
+      images: folders with pictures that something else made.
+      methods: how a model's pictures of a prompt are kept different; each is a column.
+      prompts: a number of held-out prompts, or a file of prompts; None takes 512, or what the
+        layout of ``images`` says its pictures were drawn of.
+      reference: folder of real pictures of a file's prompts.
       num: K.
-      steps: of the solver.
-      guidance: scale of classifier-free guidance; None as the recipe says.
-      seed: of prompts, true pictures and noise.
-      method: how the pictures of a prompt are kept different (``diverse.METHODS``).
-      candidates: how many are drawn to choose from.
-      sheet: PNG file for the pictures of the first prompts.
-
-    Raises:
-      ValueError: something the user can put right, in one line.
+      candidates, steps, guidance: as for ``diverse.DiverseSampler``.
+      seed: of held-out prompts, true pictures and noise.
+      eye: asset or folder of the CLIP that looks; None takes the first model's.
     """
-    diverse.overlay(method)
-    model = trained.load(source, ("llm", "vae", "clip"))
-    config = model.config
-    if config.data.name != metric:
-        raise ValueError(f"{source} was trained on {config.data.name}, not on {metric}")
-    config.sample.update(prompts=prompts, num=num, shown=min(prompts, 8))
-    if metric == "scenes":
-        items = held_out(prompts, num, seed)
-    else:
-        items = DigitGroups(split="test", samples=num, number=prompts, seed=seed)
-    judge = job.drawn(config, items, model.tokenizer, model.frozen)
-    samples = diverse.diverse_samples(
-        model,
-        judge.prompts,
-        num=num,
-        method=method,
-        candidates=candidates,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-    )
-    if sheet is not None:
-        grid.write_png(sheet, samples.images[: judge.shown], judge.captions)
-    return judge.measured(samples.images), judge.truth
+
+    models: Sequence[str] = ()
+    images: Sequence[str] = ()
+    methods: Sequence[str] = ("independent",)
+    prompts: str | None = None
+    reference: str | None = None
+    num: int = 4
+    candidates: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    eye: str | None = None
+
+    def __post_init__(self):
+        if not self.models and not self.images:
+            raise ValueError("nothing to measure: name a --model, a --workdir or --images")
+        if self.file is None and self.number < 2:
+            raise ValueError(f"--prompts={self.prompts}: at least 2 are needed")
+        if self.file is None and self.models and (self.images or self.reference):
+            raise ValueError(
+                "to put --images or a --reference beside a model, say with --prompts=FILE what all "
+                "of them show"
+            )
+
+    @property
+    def file(self) -> str | None:
+        """The file of prompts, if there is one."""
+        return None if self.prompts is None or self.prompts.isdigit() else self.prompts
+
+    @property
+    def number(self) -> int:
+        """How many held-out prompts, where there is no file."""
+        return int(self.prompts or 512)
 
 
-def consistency(source: str, *, prompts: int, num: int, seed: int) -> tuple[Table, Table]:
-    """What each layer of a model's language model knows of the pictures, beside chance.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One column: pictures, and what they depend on."""
+
+    name: str
+    source: Source
+    facts: Mapping[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """A name for its measurements."""
+        return re.sub(r"[^\w.+-]+", "_", self.name).strip("_") or "pictures"
+
+
+def pictures(asked: Asked, out: Path) -> dict[str, Any]:
+    """Measure, compare, and write the report; what was measured before is not measured again.
 
     Args:
-      source: as for ``pictures``.
-      prompts: P; a regression is fitted on half of them.
-      num: K real pictures of each, whose mean vector stands for the prompt.
-      seed: of prompts and pictures.
+      asked: what.
+      out: folder for ``metrics.json``, ``report.html``, figures, and the measurements.
 
     Returns:
-      Mean cosine of projected caption and picture by layer: own pairs, and shuffled ones.
+      What ``metrics.json`` holds; only on the first host.
 
     Raises:
       ValueError: something the user can put right, in one line.
     """
-    model = trained.load(source, ("llm", "clip"))
-    if model.config.data.name != "scenes":
-        raise ValueError(f"{source} was trained on {model.config.data.name}, not on scenes")
-    if "clip" not in model.frozen:
-        raise ValueError(f"{source} has no CLIP to look at pictures with")
-    items = held_out(prompts, num, seed)
-    tokens, mask, _ = model.read([item["caption"] for item in items])
-    language_model = build.model("language_model", model.config.language_model)
-    view = ClipFeature(clip=build.model("clip", model.config.clip))
-
-    @jax.jit
-    def look(frozen, images, tokens, mask):
-        text = language_model.apply({"params": frozen["llm"]}, tokens, mask, layers=True)
-        states = [captions_lib.pooled(text, layer) for layer in range(len(text.layers))]
-        return jnp.stack(states), view(frozen, images)
-
-    state = consistency_lib.init()
-    for rows in _chunks(prompts, 64):
-        images = to_float(np.concatenate([item["images"] for item in items[rows]]))
-        hidden, image = look(model.frozen, images, tokens[rows], mask[rows])
-        state = consistency_lib.update(state, hidden, image.reshape(-1, num, image.shape[-1]))
-    return consistency_lib.result(state)
-
-
-def clip(source: str, *, prompts: int, seed: int) -> Table:
-    """Retrieval among held-out pairs, each picture said in full, no caption twice."""
-    network, params, words = _network("clip", source)
-    items = held_out(prompts, 1, seed, described=True)
-    tokens, mask = words.encode([item["caption"] for item in items], network.context)
-    images = to_float(np.concatenate([item["images"] for item in items]))
-
-    @jax.jit
-    def look(params, images, tokens, mask):
-        image, text, _ = network.apply({"params": params}, images, tokens, mask)
-        return image, text
-
-    state = retrieval.init()
-    for rows in _chunks(prompts, 64):
-        image, text = look(params, images[rows], tokens[rows], mask[rows])
-        state = retrieval.update(state, image, text)
-    return retrieval.result(state)
-
-
-def vae(source: str, *, prompts: int, seed: int) -> Table:
-    """PSNR of held-out pictures that were encoded and decoded."""
-    network, params, _ = _network("vae", source)
-    images = to_float(np.concatenate([i["images"] for i in held_out(prompts, 1, seed)]))
-    restore = jax.jit(lambda params, x: network.apply({"params": params}, x)[0])
-    state = psnr.init()
-    for rows in _chunks(prompts, 64):
-        state = psnr.update(state, images[rows], np.asarray(restore(params, images[rows])))
-    return psnr.result(state)
-
-
-def llm(source: str, *, prompts: int, seed: int) -> Table:
-    """Loss in nats a token, accuracy and perplexity on held-out captions."""
-    network, params, words = _network("language_model", source)
-    captions = [item["caption"] for item in held_out(prompts, 0, seed)]
-    length = 1 + max(words.count(caption) for caption in captions)
-    tokens, mask = words.encode(captions, length, eos=True)
-    batch = Batch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
-    look = jax.jit(NextToken(llm=network))
-    _, (logs, _) = look(params, {}, batch, jax.random.key(0), jnp.int32(0), {})
-    return {name: float(value) for name, value in logs.items()}
-
-
-def held_out(number: int, samples: int, seed: int, described: bool = False) -> Any:
-    """Held-out Scenes prompts, distinct in meaning: a list of groups with "spec" beside the rest.
-
-    Args:
-      number: how many prompts.
-      samples: pictures of each.
-      seed: of everything.
-      described: captions that say everything about their one picture, for retrieval.
-    """
-    # Another stream than the one data sets are built from: theirs begins with the seed.
-    rng = np.random.default_rng([0xE7A1, seed])
-    seen, items = set(), []
-    while len(items) < number:
-        spec = grammar.sample_spec(rng, "test")
-        scenes = [grammar.sample_scene(spec, rng) for _ in range(samples)]
-        if described:
-            spec = grammar.describe(scenes[0])
-        if spec in seen or grammar.split_of(spec) != "test":
-            continue
-        seen.add(spec)
-        language = grammar.LANGUAGES[len(items) % len(grammar.LANGUAGES)]
-        items.append(
-            {
-                "caption": grammar.caption(spec, language, rng),
-                "images": np.array([renderer.render(scene) for scene in scenes]),
-                "spec": grammar.spec_to_json(spec),
-            }
+    models = {name: trained.load(name, ("llm", "vae", "clip")) for name in asked.models}
+    eye = _eye(asked, models)
+    prompts, truth = _prompts(asked, models, None if eye is None else eye.size)
+    entries = [*_drawn(asked, models, prompts), *_found(asked, eye)]
+    if truth:
+        entries += truth
+    shard, shards = jax.process_index(), jax.process_count()
+    surveyed: dict[str, Surveyed] = {}
+    for entry in entries:
+        survey = Survey(
+            folder=out / "measured" / entry.folder,
+            eye=eye,
+            measures=_measures(asked, models),
+            facts={**entry.facts, "eye": "none" if eye is None else eye.name},
+            label=entry.name,
         )
-    return items
+        survey.run(entry.source, shard=shard, shards=shards)
+        if shards > 1:
+            multihost_utils.sync_global_devices(entry.folder)
+        surveyed[entry.name] = survey.result()
+    if shard:
+        return {}
+    return comparison.write(
+        out,
+        [
+            comparison.Column(name=entry.name, surveyed=surveyed[entry.name], source=entry.source)
+            for entry in entries
+            if entry.name != "reference"
+        ],
+        reference=surveyed.get("reference"),
+        eye=None if eye is None else eye.name,
+        facts={k: v for k, v in dataclasses.asdict(asked).items() if v not in (None, ())},
+    )
 
 
-def table(found: Table, true: Table | None, names: tuple[str, str] = ("model", "true")) -> str:
-    """The measures in columns with these names."""
-    width = max(len(name) for name in found)
-    head = f"{'':{width}}  {names[0]:>8}" + (f"  {names[1]:>8}" if true is not None else "")
-    lines = [head]
-    for name, value in found.items():
-        line = f"{name:{width}}  {value:8.4f}"
-        if true is not None:
-            line += f"  {true[name]:8.4f}" if name in true else f"  {'-':>8}"
-        lines.append(line)
-    return "\n".join(lines)
+def _eye(asked: Asked, models: Mapping[str, trained.Trained]) -> Eye | None:
+    """The CLIP that looks: the one named, or the first model's if its pictures fit."""
+    if asked.eye is None and models:
+        model = next(iter(models.values()))
+        if "clip" not in model.frozen:
+            return None
+        name = model.config.clip.asset.path if model.config.clip.name == "asset" else "its own CLIP"
+        clip, params = build.model("clip", model.config.clip), model.frozen["clip"]
+        words, side = model.tokenizer, model.shape
+        if side != (clip.size, clip.size, clip.channels):
+            return None
+        return _looking(name, clip, params, words)
+    return clip_eye(asked.eye or networks.ASSETS["clip"])
 
 
-def _network(role: str, source: str) -> tuple[Any, Any, tokenizers.Tokenizer]:
-    entry = {"name": "asset", "asset": {"path": source}}
-    network, params = build.model(role, entry), jax.device_put(build.parameters(entry))
-    folder = weights.folder(source)
-    if not (folder / "tokenizer.json").is_file():
-        folder = weights.folder(ASSETS["llm"])
-    return network, params, tokenizers.load(folder / "tokenizer.json")
+def clip_eye(name: str) -> Eye:
+    """The CLIP of an asset or of a folder with weights, made ready to look."""
+    return _looking(name, *networks.network("clip", name))
 
 
-def _chunks(number: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, number, size)]
+def _looking(name: str, clip: Any, params: Any, words: Tokenizer) -> Eye:
+    def encode(caption: str) -> tuple[np.ndarray, np.ndarray]:
+        tokens, mask = words.encode([caption], clip.context)
+        return tokens[0], mask[0]
+
+    return Eye(name=Path(name).name, clip=clip, params=params, encode=encode)
+
+
+def _prompts(
+    asked: Asked, models: Mapping[str, trained.Trained], size: int | None
+) -> tuple[list[dict[str, Any]], list[Entry]]:
+    """The prompts without pictures, and the columns of their true ones."""
+    if asked.file is not None or not models:
+        said = [] if asked.file is None else prompt_sets.read(asked.file)
+        found = [{**prompt.extra, "caption": prompt.text, "key": prompt.key} for prompt in said]
+        if asked.reference is None:
+            return found, []
+        source = _gallery(asked.reference, asked.file, size)
+        return found, [Entry(name="reference", source=source, facts={"images": asked.reference})]
+    kinds = {model.config.data.name for model in models.values()}
+    if len(kinds) > 1 or not kinds <= {"scenes", "digits"}:
+        raise ValueError(
+            f"--prompts={asked.number}: held-out prompts are of scenes or of digits, and these "
+            f"models were trained on {' and '.join(sorted(kinds))}; give --prompts=FILE"
+        )
+    number, seed = asked.number, asked.seed
+    facts = {"held out": kinds.pop(), "num": asked.num, "seed": seed}
+    if facts["held out"] == "digits":
+        true = DigitGroups(split="test", samples=asked.num, number=number, seed=seed)
+        items = [true[index] for index in range(number)]
+        prompts = [{"caption": item["caption"], "digit": item["digit"]} for item in items]
+        return prompts, [Entry(name="true", source=true, facts=facts)]
+    true = held_out(number, asked.num, seed)
+    # As many other pictures of the same prompts: what the model's and the true ones are held to.
+    other = true.redrawn(asked.num, seed + 1)
+    return true.asked(), [
+        Entry(name="true", source=true, facts=facts),
+        Entry(name="reference", source=other, facts=facts),
+    ]
+
+
+def _drawn(
+    asked: Asked, models: Mapping[str, trained.Trained], prompts: list[dict[str, Any]]
+) -> list[Entry]:
+    """A column for each model and method."""
+    entries = []
+    for model in models.values():
+        for method in asked.methods:
+            draw = diverse.DiverseSampler(
+                model=model,
+                num=asked.num,
+                method=method,
+                candidates=asked.candidates if diverse.chooses(method) else None,
+                steps=asked.steps,
+                guidance=asked.guidance,
+            )
+            facts = {
+                "prompts": _digest(json.dumps(prompts, ensure_ascii=False).encode()),
+                "weights": _digest(*map(np.asarray, jax.tree.leaves(model.params))),
+                "sample": json.loads(draw.config.sample.to_json_best_effort()),
+                "num": asked.num,
+                "candidates": draw.total,
+                "seed": asked.seed,
+            }
+            several = [*(model.name,) * (len(models) > 1), *(method,) * (len(asked.methods) > 1)]
+            source = DrawnGroups(draw=draw, prompts=prompts, seed=asked.seed)
+            entries.append(Entry(name=" ".join(several) or model.name, source=source, facts=facts))
+    return entries
+
+
+def _found(asked: Asked, eye: Eye | None) -> list[Entry]:
+    """A column for each folder of pictures."""
+    size = None if eye is None else eye.size
+    return [
+        Entry(name=folder, source=_gallery(folder, asked.file, size), facts={"images": folder})
+        for folder in asked.images
+    ]
+
+
+def _gallery(folder: str, prompts: str | None, size: int | None) -> Gallery:
+    # Broken pictures are told before the measuring begins, not after an hour of it.
+    found = Gallery(folder, prompts, size=size or 64, check=True)
+    _log.warning(found.summary)
+    return found
+
+
+def _measures(asked: Asked, models: Mapping[str, trained.Trained]) -> list[Measure]:
+    digits = {model.config.data.name for model in models.values()} == {"digits"}
+    return [_cost, scenes_of, *([_digits(DigitMetric())] if digits else [])]
+
+
+def _cost(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
+    del images
+    return {name: float(value) for name, value in group.get("cost", {}).items()}
+
+
+def scenes_of(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
+    """What the oracle reads in a group's pictures, where their prompt is a Scenes prompt."""
+    if "spec" not in group:
+        return {}
+    spec = grammar.spec_from_json(group["spec"])
+    return scenes.result(scenes.update(scenes.init(), images[None], [spec]))
+
+
+def _digits(metric: DigitMetric) -> Measure:
+    def read(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
+        asked = np.array([group["digit"]], np.int32)
+        return metric.result(metric.update(metric.init(), images[None], asked))
+
+    return read
+
+
+def _digest(*parts: Any) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
 
 
 def define() -> None:
     """Define the flags; not at import, for several entry points share names."""
-    metrics = ["scenes", "digits", "consistency", *ASSETS]
-    flags.DEFINE_enum("metric", "scenes", metrics, "What to measure")
-    flags.DEFINE_string("workdir", None, "A run's folder, or one with its weights")
-    flags.DEFINE_string("model", None, "Embedded model, where no workdir is given")
-    flags.DEFINE_integer("prompts", 512, "Held-out prompts, or pairs", lower_bound=2)
+    metrics = ["pictures", *NETWORKS]
+    flags.DEFINE_enum("metric", "pictures", metrics, "What to measure")
+    flags.DEFINE_multi_string("workdir", [], "A run's folder; repeat to compare")
+    flags.DEFINE_multi_string("model", [], "Embedded model or folder with weights; repeat")
+    flags.DEFINE_multi_string("images", [], "Folder of anyone's pictures; repeat to compare")
+    flags.DEFINE_string("prompts", None, "Number of held-out prompts (512), or a file of prompts")
+    flags.DEFINE_string("reference", None, "Real pictures of the prompts of a file")
     flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=2)
     flags.DEFINE_integer("steps", 25, "Solver steps", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Scale s; by default the recipe's")
     flags.DEFINE_integer("seed", 0, "Of prompts, true pictures and noise", lower_bound=0)
-    flags.DEFINE_string("method", "independent", f"Joined by +: {', '.join(diverse.METHODS)}")
+    known = ", ".join(diverse.METHODS)
+    flags.DEFINE_multi_string("method", ["independent"], f"Joined by +; repeat: {known}")
     flags.DEFINE_integer("candidates", None, "Drawn to choose --num from", lower_bound=1)
-    flags.DEFINE_string("out", None, "JSON file; by default evaluation_METRIC.json in workdir")
+    flags.DEFINE_string("clip", None, "CLIP that looks: embedded model or folder with weights")
+    flags.DEFINE_string("out", None, "Folder; by default evaluation_METRIC in the first workdir")
+    flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
 
 
 def main(argv: list[str]) -> None:
     """Parse flags, measure, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
+    _log.setLevel(logging.WARNING)
     if len(argv) > 1:
         sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    metric, began = FLAGS.metric, time.monotonic()
-    out = Path(FLAGS.out or Path(FLAGS.workdir or ".") / f"evaluation_{metric}.json")
-    facts: dict[str, Any] = {"metric": metric, "prompts": FLAGS.prompts, "seed": FLAGS.seed}
-    columns = ("own", "shuffled") if metric == "consistency" else ("model", "true")
+    if FLAGS.distributed:
+        jax.distributed.initialize()
+    out = Path(FLAGS.out or Path(*FLAGS.workdir[:1]) / f"evaluation_{FLAGS.metric}")
     try:
-        if metric in ASSETS:
-            run = {"clip": clip, "vae": vae, "llm": llm}[metric]
-            model = FLAGS.workdir and str(Path(FLAGS.workdir) / "model")
-            source = model or FLAGS.model or ASSETS[metric]
-            found, true = run(source, prompts=FLAGS.prompts, seed=FLAGS.seed), None
-        elif metric == "consistency":
-            source = FLAGS.workdir or FLAGS.model or "fusion_base"
-            found, true = consistency(source, prompts=FLAGS.prompts, num=FLAGS.num, seed=FLAGS.seed)
-            facts["num"] = FLAGS.num
-        else:
-            source = FLAGS.workdir or FLAGS.model or "fusion_base"
-            options = {
-                "num": FLAGS.num,
-                "steps": FLAGS.steps,
-                "guidance": FLAGS.guidance,
-                "method": FLAGS.method,
-                "candidates": FLAGS.candidates,
-            }
-            found, true = pictures(
-                source,
-                metric,
+        if FLAGS.metric == "pictures":
+            models = (*FLAGS.model, *FLAGS.workdir)
+            asked = Asked(
+                models=models or (() if FLAGS.images else ("fusion_base",)),
+                images=tuple(FLAGS.images),
+                methods=tuple(FLAGS.method),
                 prompts=FLAGS.prompts,
+                reference=FLAGS.reference,
+                num=FLAGS.num,
+                candidates=FLAGS.candidates,
+                steps=FLAGS.steps,
+                guidance=FLAGS.guidance,
                 seed=FLAGS.seed,
-                sheet=out.with_suffix(".png"),
-                **options,
+                eye=FLAGS.clip,
             )
-            facts |= options
+            text = comparison.text(pictures(asked, out))
+        else:
+            text = networks.measured(
+                FLAGS.metric,
+                [*FLAGS.model, *FLAGS.workdir],
+                out,
+                prompts=FLAGS.prompts or "512",
+                num=FLAGS.num,
+                seed=FLAGS.seed,
+            )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    facts |= {"source": source, "seconds": round(time.monotonic() - began, 1)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    measured = dict(zip(columns, (found, true), strict=True))
-    out.write_text(json.dumps({**facts, **measured}, indent=1) + "\n")
-    print(table(found, true, columns))
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the same command goes on from {out / 'measured'}")
+    print(text)
     print(f"written to {out}")
 
 

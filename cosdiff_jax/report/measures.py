@@ -111,6 +111,31 @@ ROWS = {
         percent=True,
         detail=True,
     ),
+    **{
+        f"variety_{name}": Measure(
+            title=f"Variety of {name}", better="true", meaning="where left open", detail=True
+        )
+        for name in ("shape", "colour", "size", "background", "relation")
+    },
+    "vendi_q0.5": Measure(title="Vendi score, q = 0.5", better="true", detail=True),
+    "vendi_q2": Measure(title="Vendi score, q = 2", better="true", detail=True),
+    "vendi_qinf": Measure(title="Vendi score, q = inf", better="true", detail=True),
+    "frechet": Measure(
+        title="Frechet distance", better="lower", meaning="to real pictures of the same prompts"
+    ),
+    "frechet_infinity": Measure(
+        title="Frechet distance, n to infinity", better="lower", meaning="extrapolated", detail=True
+    ),
+    "mmd": Measure(title="MMD x 1000", better="lower", meaning="biased, CMMD's form", detail=True),
+    "mmd_unbiased": Measure(title="MMD x 1000, unbiased", better="lower", detail=True),
+    "precision": _share("Precision", "share of pictures among the real ones"),
+    "recall": _share("Recall", "share of real pictures among these"),
+    "density": Measure(title="Density", better="true", detail=True),
+    "coverage": _share("Coverage", "share of real pictures with one of these near"),
+    "evaluations": Measure(
+        title="Model evaluations", better="lower", meaning="per prompt; guidance asks twice"
+    ),
+    "seconds": Measure(title="Seconds", better="lower", meaning="per prompt, median"),
     "retrieval@1": _share("Retrieval@1", "held-out pairs matched, both ways", detail=False),
     "image_to_text@1": _share("Image to text@1"),
     "text_to_image@1": _share("Text to image@1"),

@@ -86,7 +86,12 @@ def write(
             '<section><h2>Training</h2><p class="note">Faint: every logged value. Strong: its '
             f'running mean. Across: optimizer steps.</p><div class="curves">{drawn}</div></section>'
         )
-    body.append(_facts(facts or {}, config))
+    body.append(facts_list(facts or {}, config))
+    write_page(path, title, body)
+
+
+def write_page(path: str | os.PathLike, title: str, body: Sequence[str]) -> None:
+    """The sections of a page -> a whole file; replaced only once the new one is complete."""
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -184,7 +189,7 @@ def _gallery(
         groups = []
         for label, images in zip(labels, sets, strict=False):
             pictures = "".join(
-                _img(image, f"{label}, sample {column + 1} of: {caption}")
+                img(image, f"{label}, sample {column + 1} of: {caption}")
                 for column, image in enumerate(images[row])
             )
             groups.append(
@@ -192,7 +197,7 @@ def _gallery(
                 f'<div class="sheet">{pictures}</div></div>'
             )
         prompts.append(
-            f'<article><h3 lang="{_language(caption)}"><i>{row + 1}</i>{html.escape(caption)}</h3>'
+            f'<article><h3 lang="{language(caption)}"><i>{row + 1}</i>{html.escape(caption)}</h3>'
             f'<div class="groups n{len(sets)}">{"".join(groups)}</div></article>'
         )
     return (
@@ -201,7 +206,8 @@ def _gallery(
     )
 
 
-def _img(image: UInt8[np.ndarray, "X Y C"], text: str) -> str:
+def img(image: UInt8[np.ndarray, "X Y C"], text: str) -> str:
+    """A picture inside the page, with ``text`` for those who do not see it."""
     height, width, channels = image.shape
     picture = Image.fromarray(image[:, :, 0] if channels == 1 else image)
     small = max(height, width) <= 128
@@ -219,7 +225,8 @@ def _img(image: UInt8[np.ndarray, "X Y C"], text: str) -> str:
     )
 
 
-def _facts(facts: Mapping[str, object], config: Mapping[str, object] | None) -> str:
+def facts_list(facts: Mapping[str, object], config: Mapping[str, object] | None) -> str:
+    """The section "This run": facts by name, and the configuration folded."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -236,7 +243,7 @@ def _facts(facts: Mapping[str, object], config: Mapping[str, object] | None) -> 
     return f"<section><h2>This run</h2><dl>{''.join(lines)}</dl>{folded}</section>"
 
 
-def _language(text: str) -> str:
+def language(text: str) -> str:
     """For the browser's choice of glyphs: Han characters look different in Chinese and Korean."""
     if any("가" <= letter <= "힣" for letter in text):
         return "ko"

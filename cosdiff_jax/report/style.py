@@ -71,6 +71,17 @@ h4 { font-size:.84rem; font-weight:500; color:var(--soft); margin:0 0 6px }
 .key span { margin-right:14px; white-space:nowrap }
 .key b { color:var(--ink); font-weight:600; font-variant-numeric:tabular-nums }
 .key i { display:inline-block; width:10px; height:10px; border-radius:3px; margin-right:6px }
+.wide { overflow-x:auto }
+.many .n { width:auto; min-width:104px }
+.many .n small { font-variant-numeric:tabular-nums }
+.arrow { color:var(--c1); font-weight:600 }
+.groups.many { grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr)) }
+.drawn { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));
+  gap:18px }
+.drawn figure { margin:0; background:var(--card); border:1px solid var(--rule);
+  border-radius:10px; padding:12px 14px }
+.drawn figcaption { font-weight:600; margin-bottom:6px }
+.drawn svg { display:block; width:100%; height:auto }
 dl { display:grid; grid-template-columns:minmax(110px,max-content) 1fr; gap:6px 22px; margin:0 0
   18px }
 dt { color:var(--soft) }
@@ -82,7 +93,8 @@ pre { font-size:.8rem; line-height:1.45; overflow:auto; background:var(--card); 
   main { padding:28px 16px 56px }
   section { margin-top:40px }
   thead { display:none }
-  tr { display:grid; grid-template-columns:repeat(3,1fr); gap:2px 8px; padding:14px 0;
+  tr { display:grid; grid-template-columns:repeat(auto-fill,minmax(92px,1fr)); gap:2px 8px;
+    padding:14px 0;
     border-bottom:1px solid var(--rule) }
   th,td { border:0; padding:0 }
   tbody th,.strip { grid-column:1/-1 }

@@ -226,8 +226,8 @@ def open_values(readings: Sequence[Scene], spec: Spec) -> dict[str, list[str | N
     return found
 
 
-def meaningful_diversity(readings: Sequence[Scene], spec: Spec) -> float:
-    """Normalised entropy, in [0, 1], of what the caption left open, over K pictures of it.
+def diversities(readings: Sequence[Scene], spec: Spec) -> dict[str, float]:
+    """Normalised entropy, in [0, 1], of each attribute that the caption left open.
 
     For one open attribute with V possible values, of which K pictures show counts n_v, m in all:
 
@@ -235,26 +235,31 @@ def meaningful_diversity(readings: Sequence[Scene], spec: Spec) -> float:
         diversity = (m / K) H / H_max(K, V)
 
     with H_max for K, not m, and the factor m / K, so that pictures in which the attribute could
-    not be read count as a lack of variety. The mean over all open attributes is returned.
+    not be read count as a lack of variety.
 
     K is finite, so K independent draws from the true distribution do not reach 1 (some values come
     up twice while others are still missing). Nothing is corrected for that: the very same
     function of K true scenes of the same spec is the number to compare with.
 
     Returns:
-      The diversity; NaN where the caption leaves nothing open, or there are no two pictures.
+      By the names of ``open_attributes``; empty where there are no two pictures.
     """
     number = len(readings)
-    open_now = open_attributes(spec)
-    if not open_now or number < 2:
-        return math.nan
-    total = 0.0
+    if number < 2:
+        return {}
+    found, possible = {}, open_attributes(spec)
     for name, values in open_values(readings, spec).items():
         counts = [count for value, count in Counter(values).items() if value is not None]
-        even, more = divmod(number, open_now[name])
-        most = _entropy([even + 1] * more + [even] * (open_now[name] - more))
-        total += sum(counts) / number * _entropy(counts) / most
-    return total / len(open_now)
+        even, more = divmod(number, possible[name])
+        most = _entropy([even + 1] * more + [even] * (possible[name] - more))
+        found[name] = sum(counts) / number * _entropy(counts) / most
+    return found
+
+
+def meaningful_diversity(readings: Sequence[Scene], spec: Spec) -> float:
+    """The mean of ``diversities``; NaN where nothing is open, or there are no two pictures."""
+    found = diversities(readings, spec)
+    return math.fsum(found.values()) / len(found) if found else math.nan
 
 
 def _relation(pair: Sequence[Object | None]) -> str | None:

@@ -1,0 +1,192 @@
+"""Several surveys of the same prompts side by side: numbers with intervals, figures, a page."""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosdiff_jax.data.groups import Source
+from cosdiff_jax.metrics import bootstrap, frechet, manifold, mmd
+from cosdiff_jax.report import figures, side_by_side
+from cosdiff_jax.report.measures import ROWS
+from cosdiff_jax.survey import Surveyed
+
+# Neighbours that span a manifold (Naeem et al. 2020 use 5).
+NEIGHBOURS = 5
+# Prompts whose pictures stand on the page, and how many of the worst and best.
+SHOWN, EXTREMES = 8, 3
+TRADES = (
+    ("mean_cosine", "clip_score"),
+    ("all", "meaningful_diversity"),
+    ("mean_cosine", "frechet"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """One way to make pictures.
+
+    Attributes:
+      name: its heading; "true" is the true distribution.
+      surveyed: its measures.
+      source: its pictures again, for the page.
+    """
+
+    name: str
+    surveyed: Surveyed
+    source: Source
+
+
+def write(
+    out: Path,
+    columns: Sequence[Column],
+    *,
+    reference: Surveyed | None = None,
+    eye: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """``metrics.json``, ``report.html`` and ``figures/`` (PNG, SVG and CSV) in a folder.
+
+    Args:
+      out: the folder.
+      columns: what is compared.
+      reference: real pictures of the same prompts, which sets are held to.
+      eye: the name of the features.
+      facts: what was asked.
+
+    Returns:
+      What ``metrics.json`` holds.
+    """
+    found = {column.name: numbers(column.surveyed, reference) for column in columns}
+    result = {"facts": {**(facts or {}), "features": eye}, "columns": found}
+    kept = json.dumps(result, indent=1, ensure_ascii=False)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(kept + "\n")
+    with open(out / "metrics.csv", "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["measure", "column", "mean", "low", "high"])
+        for name in _names(found):
+            for column, table in found.items():
+                if name in table:
+                    lines.writerow([name, column, *map(table[name].get, ("mean", "low", "high"))])
+    drawn = [figures.trade(out / "figures", found, x, y) for x, y in TRADES]
+    drawn.append(figures.bars(out / "figures", found))
+    side_by_side.write(
+        out / "report.html",
+        title=", ".join(name for name in found if name != "true"),
+        found=found,
+        galleries=_galleries(columns),
+        figures=[figure for figure in drawn if figure is not None],
+        facts=result["facts"],
+    )
+    return json.loads(kept)
+
+
+def numbers(surveyed: Surveyed, reference: Surveyed | None) -> dict[str, dict[str, float]]:
+    """Every measure's mean over the prompts with its 95 % interval, and the sets' measures.
+
+    Intervals are of resampled prompts. Of a set's measures there is none: half of them are biased
+    in the number of pictures, which resampling changes.
+    """
+    table, interval = {}, bootstrap.Bootstrap()
+    for name in surveyed.names:
+        values = surveyed.column(name)
+        values = values[np.isfinite(values)]
+        if name == "seconds":
+            # The first prompts pay for the compilation.
+            table[name] = {"mean": float(np.median(values))}
+            continue
+        if len(values) < 2:
+            table[name] = {"mean": float(values.mean())}
+            continue
+        around = interval(values)
+        table[name] = {"mean": around.value, "low": around.low, "high": around.high}
+    if reference is not None and surveyed.f is not None and reference.f is not None:
+        for name, value in sets(surveyed.f, reference.f).items():
+            table[name] = {"mean": value}
+    return table
+
+
+def sets(f: np.ndarray, g: np.ndarray) -> dict[str, float]:
+    """Measures of one set of feature vectors against that of real pictures."""
+    width, manifolds = f.shape[1], manifold.Manifold(neighbours=NEIGHBOURS)
+    real = frechet.update(frechet.init(width), g)
+    table = frechet.result(frechet.update(frechet.init(width), f), real)
+    if len(f) >= 4 * width:
+        table["frechet_infinity"] = frechet.infinity(f, real, lowest=len(f) // 2).value
+    if min(len(f), len(g)) > NEIGHBOURS:
+        table |= manifolds.result(manifolds.update(manifolds.init(), f, g))
+    discrepancy = mmd.Discrepancy()
+    return table | discrepancy.result(discrepancy.update(discrepancy.init(), f, g))
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The numbers in columns, for a terminal."""
+    found = result["columns"]
+    names = _names(found)
+    width = max((len(name) for name in names), default=0)
+    each = max(16, *(len(name) for name in found)) if found else 16
+    lines = [" " * width + "".join(f"  {name:>{each}}" for name in found)]
+    for name in names:
+        cells = [_cell(table.get(name)) for table in found.values()]
+        lines.append(f"{name:{width}}" + "".join(f"  {cell:>{each}}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    if "low" not in value:
+        return f"{value['mean']:.4f}       "
+    return f"{value['mean']:.4f} ±{(value['high'] - value['low']) / 2:.4f}"
+
+
+def _names(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """All measures, known ones first and in the order of the report."""
+    there = list(dict.fromkeys(name for table in found.values() for name in table))
+    return [name for name in ROWS if name in there] + [name for name in there if name not in ROWS]
+
+
+def _galleries(columns: Sequence[Column]) -> dict[str, list[side_by_side.Gallery]]:
+    """Pictures for the page: the first prompts, and where the first column did worst and best."""
+    places = [
+        {row["key"]: index for index, row in enumerate(column.surveyed.rows)} for column in columns
+    ]
+    shared = [key for key in places[0] if all(key in place for place in places)]
+    if not shared:
+        return {}
+    first = columns[0].surveyed
+    by = next((n for n in ("all", "classifier_accuracy", "clip_score") if n in first.names), None)
+    parts = {"The first prompts": shared[:SHOWN]}
+    if by is not None and len(shared) > SHOWN + 2 * EXTREMES:
+        score = first.column(by)
+        # Ties are broken by CLIP, then by the order of the prompts.
+        second = first.column("clip_score" if "clip_score" in first.names else by)
+
+        def rank(key: str) -> tuple[float, float]:
+            index = places[0][key]
+            values = np.nan_to_num([score[index], second[index]], nan=-math.inf)
+            return float(values[0]), float(values[1])
+
+        ranked = sorted(shared, key=rank)
+        title = ROWS[by].title if by in ROWS else by
+        parts[f"Worst of {columns[0].name} by {title}"] = ranked[:EXTREMES]
+        parts[f"Best of {columns[0].name} by {title}"] = ranked[: -EXTREMES - 1 : -1]
+    return {
+        heading: [
+            side_by_side.Gallery(
+                caption=first.rows[places[0][key]]["caption"],
+                groups={
+                    column.name: column.source[place[key]]["images"]
+                    for column, place in zip(columns, places, strict=True)
+                },
+            )
+            for key in keys
+        ]
+        for heading, keys in parts.items()
+    }

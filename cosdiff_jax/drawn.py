@@ -1,0 +1,67 @@
+"""A model's pictures as a source of groups, drawn when they are asked for."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from cosdiff_jax.diverse import Samples
+
+
+@runtime_checkable
+class Draw(Protocol):
+    """Draws k pictures of each prompt: ``diverse.DiverseSampler``."""
+
+    @property
+    def total(self) -> int:
+        """Pictures of a prompt that are drawn."""
+        ...
+
+    def __call__(self, prompts: Sequence[str], *, seed: int = 0) -> Samples:
+        """Pictures of P prompts."""
+        ...
+
+
+@dataclasses.dataclass(kw_only=True)
+class DrawnGroups:
+    """Groups of pictures of given prompts.
+
+    A group is its prompt's fields with "images" and what they cost: "cost" holds ``evaluations``
+    of the velocity and ``seconds``. Neighbouring prompts are drawn together; what a prompt gets
+    does not depend on that.
+
+    Attributes:
+      draw: k pictures of each prompt.
+      prompts: of each, "caption" and whatever else is known.
+      seed: of the noise.
+      rows: pictures drawn together.
+    """
+
+    draw: Draw
+    prompts: Sequence[Mapping[str, Any]]
+    seed: int = 0
+    rows: int = 64
+
+    def __post_init__(self):
+        self._first = -1
+        self._seconds = 0.0
+        self._samples: Samples | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        together = min(len(self), max(1, self.rows // self.draw.total))
+        first = index // together * together
+        if first != self._first or self._samples is None:
+            began = time.perf_counter()
+            # The last ones are filled up with the first: one shape, one program.
+            numbers = [number % len(self) for number in range(first, first + together)]
+            captions = [self.prompts[number]["caption"] for number in numbers]
+            self._samples = self.draw(captions, seed=self.seed)
+            self._first, self._seconds = first, (time.perf_counter() - began) / together
+        samples = self._samples
+        cost = {"evaluations": samples.evaluations, "seconds": self._seconds}
+        return {**self.prompts[index], "images": samples.images[index - first], "cost": cost}

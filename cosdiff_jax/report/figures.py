@@ -1,0 +1,185 @@
+"""Figures as files: a picture to print (PNG), one that scales (SVG), and its data (CSV)."""
+
+import csv
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from cosdiff_jax.report.measures import ROWS
+
+Found = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Column -> measure -> "mean", and "low" and "high" where there is an interval."""
+
+# Colours that differ in lightness as well, on paper and on black.
+COLOURS = ("#c2571a", "#2b7bb5", "#5d9135", "#8a5bb0", "#b0903a", "#3a9c8f", "#b5485f", "#7c7c7c")
+MARKS = "osD^vPX*<>hp"
+# Lines and letters that can be read on white and on black, for the SVG has no ground of its own.
+GREY = "#7d776d"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cosdiff_jax",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": GREY,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.18,
+    "legend.frameon": False,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure that has been written.
+
+    Attributes:
+      title: what it shows.
+      svg: the ``<svg>`` element.
+      file: path of the PNG; the SVG and the CSV have the same name.
+    """
+
+    title: str
+    svg: str
+    file: Path
+
+
+def save(
+    folder: Path,
+    name: str,
+    title: str,
+    draw: Callable[[Axes], None],
+    rows: Sequence[Sequence[object]],
+    *,
+    size: tuple[float, float] = (6.4, 4.4),
+) -> Figure:
+    """Draw into new axes and write ``name.png``, ``name.svg`` and ``name.csv``.
+
+    Args:
+      folder: made if it is not there.
+      name: of the files.
+      title: what the figure shows.
+      draw: draws into the axes.
+      rows: the data, headings first.
+      size: in inches.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context(STYLE):
+        canvas = Canvas(figsize=size, layout="constrained")
+        draw(canvas.add_subplot())
+        canvas.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
+        place = folder / f"{name}.svg"
+        canvas.savefig(place, transparent=True, metadata={"Date": None, "Creator": None})
+    with open(folder / f"{name}.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    text = place.read_text()
+    return Figure(title=title, svg=text[text.index("<svg") :], file=folder / f"{name}.png")
+
+
+def trade(folder: Path, found: Found, x: str, y: str) -> Figure | None:
+    """One measure against another, a point for each column, with intervals where there are any.
+
+    Returns:
+      None where no two columns have both.
+    """
+    there = {name: table for name, table in found.items() if x in table and y in table}
+    if len(there) < 2:
+        return None
+
+    def draw(axes: Axes) -> None:
+        others = [name for name in there if name != "true"]
+        for name, table in there.items():
+            true = name == "true"
+            index = 0 if true else others.index(name)
+            colour = GREY if true else COLOURS[index % len(COLOURS)]
+            axes.errorbar(
+                table[x]["mean"],
+                table[y]["mean"],
+                xerr=_bar(table[x]),
+                yerr=_bar(table[y]),
+                color=colour,
+                marker="*" if true else MARKS[index % len(MARKS)],
+                markersize=12 if true else 7,
+                elinewidth=1,
+                linestyle="none",
+                label=name,
+            )
+        axes.set_xlabel(_title(x))
+        axes.set_ylabel(_title(y))
+        _legend(axes)
+
+    heads = ["column", *(f"{m}{part}" for m in (x, y) for part in ("", "_low", "_high"))]
+    rows = [
+        [name, *(table[m].get(part) for m in (x, y) for part in ("mean", "low", "high"))]
+        for name, table in there.items()
+    ]
+    title = f"{_title(y)} against {_inner(_title(x))}"
+    return save(folder, f"{y}_against_{x}", title, draw, [heads, *rows])
+
+
+def bars(folder: Path, found: Found) -> Figure | None:
+    """Variety of each attribute that captions left open, a bar for each column."""
+    names = [name for name in ROWS if name.startswith("variety_")]
+    names = [name for name in names if any(name in table for table in found.values())]
+    if not names:
+        return None
+
+    def draw(axes: Axes) -> None:
+        width = 0.8 / len(found)
+        for place, (column, table) in enumerate(found.items()):
+            here = [i for i, name in enumerate(names) if name in table]
+            cells = [table[names[i]] for i in here]
+            axes.bar(
+                [i + (place - (len(found) - 1) / 2) * width for i in here],
+                [cell["mean"] for cell in cells],
+                width * 0.92,
+                yerr=[list(side) for side in zip(*map(_sides, cells), strict=True)],
+                color=GREY if column == "true" else COLOURS[place % len(COLOURS)],
+                ecolor=GREY,
+                label=column,
+            )
+        axes.set_xticks(range(len(names)), [name.removeprefix("variety_") for name in names])
+        axes.set_ylabel("Normalised entropy of what was left open")
+        axes.grid(False, axis="x")
+        _legend(axes)
+
+    heads = ["attribute", *(f"{c}{part}" for c in found for part in ("", "_low", "_high"))]
+    rows = [
+        [name, *(t.get(name, {}).get(p) for t in found.values() for p in ("mean", "low", "high"))]
+        for name in names
+    ]
+    return save(
+        folder, "variety", "Variety of each attribute", draw, [heads, *rows], size=(8.0, 4.0)
+    )
+
+
+def _legend(axes: Axes) -> None:
+    # Below the axes: inside, it would cover a point sooner or later.
+    axes.figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+
+
+def _bar(cell: Mapping[str, float]) -> list[list[float]] | None:
+    return [[side] for side in _sides(cell)] if "low" in cell else None
+
+
+def _sides(cell: Mapping[str, float]) -> tuple[float, float]:
+    mean = cell["mean"]
+    return max(0.0, mean - cell.get("low", mean)), max(0.0, cell.get("high", mean) - mean)
+
+
+def _title(name: str) -> str:
+    return ROWS[name].title if name in ROWS else name
+
+
+def _inner(name: str) -> str:
+    return name if name[1:2].isupper() else name[:1].lower() + name[1:]

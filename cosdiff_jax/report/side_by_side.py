@@ -1,0 +1,186 @@
+"""``report.html`` of several ways to make pictures of the same prompts: numbers, figures, pictures.
+
+No script, no network: it opens from a memory stick on a phone.
+"""
+
+import dataclasses
+import html
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cosdiff_jax.report.figures import Figure, Found
+from cosdiff_jax.report.measures import ROWS, Measure
+from cosdiff_jax.report.page import facts_list, img, language, write_page
+
+# Pictures of a prompt that stand on the page.
+MOST = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """One prompt's pictures in every column.
+
+    Attributes:
+      caption: the prompt.
+      groups: column -> its pictures.
+    """
+
+    caption: str
+    groups: Mapping[str, UInt8[np.ndarray, "_K _X _Y _C"]]
+
+
+def write(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    found: Found,
+    galleries: Mapping[str, Sequence[Gallery]],
+    figures: Sequence[Figure] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the page.
+
+    Args:
+      path: the file.
+      title: its heading.
+      found: column -> measure -> mean and interval; the column "true" is the true distribution.
+      galleries: heading -> prompts with their pictures.
+      figures: drawn already.
+      facts: what was asked.
+    """
+    body = [
+        f"<header><h1>{html.escape(title)}</h1>",
+        f'<p class="lead">{html.escape(_lead(found))}</p></header>',
+        _tables(found),
+    ]
+    if figures:
+        drawn = "".join(
+            f"<figure><figcaption>{html.escape(figure.title)}</figcaption>{figure.svg}</figure>"
+            for figure in figures
+        )
+        body.append(
+            '<section><h2>In figures</h2><p class="note">Each is in <code>figures/</code> as PNG '
+            f'and SVG, with its data as CSV.</p><div class="drawn">{drawn}</div></section>'
+        )
+    for heading, prompts in galleries.items():
+        body.append(f"<section><h2>{html.escape(heading)}</h2>{_prompts(prompts)}</section>")
+    body.append(facts_list(facts or {}, None))
+    write_page(path, title, body)
+
+
+def best(name: str, found: Found) -> set[str]:
+    """The columns whose value of a measure is best, or cannot be told from the best.
+
+    Two values whose 95 % intervals overlap cannot be told apart. Nothing is best where nobody
+    knows what to wish for, or where every column is.
+    """
+    wish = ROWS[name].better if name in ROWS else ""
+    true = found.get("true", {}).get(name)
+    there = {c: t[name] for c, t in found.items() if c != "true" and name in t}
+    if not wish or len(there) < 2 or (wish == "true" and true is None):
+        return set()
+
+    def cost(cell: Mapping[str, float]) -> float:
+        if wish == "true" and true is not None:
+            return abs(cell["mean"] - true["mean"])
+        return cell["mean"] if wish == "lower" else -cell["mean"]
+
+    top = min(there.values(), key=cost)
+
+    def reaches(cell: Mapping[str, float]) -> bool:
+        low, high = cell.get("low", cell["mean"]), cell.get("high", cell["mean"])
+        return low <= top.get("high", top["mean"]) and high >= top.get("low", top["mean"])
+
+    chosen = {column for column, cell in there.items() if reaches(cell)}
+    return chosen if len(chosen) < len(there) else set()
+
+
+def _lead(found: Found) -> str:
+    others = [name for name in found if name != "true"]
+    some = next(iter(found.values()), {})
+    pictures = "measured on the same prompts"
+    beside = ", beside the true distribution" if "true" in found else ""
+    spread = any("low" in cell for cell in some.values())
+    intervals = " Intervals hold 95 %, over prompts." if spread else ""
+    return f"{_count(len(others))} {pictures}{beside}.{intervals}"
+
+
+def _count(number: int) -> str:
+    return "One set of pictures" if number == 1 else f"{number} sets of pictures"
+
+
+def _tables(found: Found) -> str:
+    names = [name for name in ROWS if any(name in table for table in found.values())]
+    names += sorted({name for table in found.values() for name in table} - set(names))
+    first = [name for name in names if name in ROWS and not ROWS[name].detail]
+    rest = [name for name in names if name not in first]
+    parts = [_table(first, found)] if first else []
+    if rest:
+        parts.append(
+            f"<details><summary>In detail ({len(rest)} more)</summary>{_table(rest, found)}"
+            "</details>"
+        )
+    note = (
+        '<p class="note">Bold: the best, and what cannot be told from it. Where the true '
+        "distribution has a value, nearest to it is best.</p>"
+    )
+    return f"<section><h2>In numbers</h2>{note}{''.join(parts)}</section>"
+
+
+def _table(names: Sequence[str], found: Found) -> str:
+    head = "".join(f'<th class="n">{html.escape(column)}</th>' for column in found)
+    lines = []
+    for name in names:
+        measure = ROWS.get(name, Measure(title=name, better=""))
+        chosen = best(name, found)
+        cells = "".join(
+            f'<td class="n{" after" if column in chosen else ""}" data-of="{html.escape(column)}">'
+            f"{_cell(measure, table.get(name))}</td>"
+            for column, table in found.items()
+        )
+        arrow = {"higher": "↑", "lower": "↓", "true": "→|", "": ""}[measure.better]
+        lines.append(
+            f'<tr><th scope="row">{html.escape(measure.title)} <b class="arrow">{arrow}</b>'
+            f"<small>{html.escape(measure.meaning)}</small></th>{cells}</tr>"
+        )
+    return (
+        f'<div class="wide"><table class="many"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cell(measure: Measure, cell: Mapping[str, float] | None) -> str:
+    if cell is None:
+        return "–"
+    factor, digits, unit = (100, 1, " %") if measure.percent else (1, 3, "")
+    if not measure.percent and (abs(cell["mean"]) >= 100 or cell["mean"] == round(cell["mean"])):
+        digits = 0
+    text = f"{factor * cell['mean']:.{digits}f}{unit}"
+    if cell.get("low", 0.0) < cell.get("high", 0.0):
+        half = factor * (cell["high"] - cell["low"]) / 2
+        text += f"<small>±{half:.{digits}f}</small>"
+    return text
+
+
+def _prompts(prompts: Sequence[Gallery]) -> str:
+    parts = []
+    for gallery in prompts:
+        groups = []
+        for column, images in gallery.groups.items():
+            pictures = "".join(
+                img(image, f"{column}, picture {number + 1} of: {gallery.caption}")
+                for number, image in enumerate(images[:MOST])
+            )
+            groups.append(
+                f'<div class="group"><h4>{html.escape(column)}</h4>'
+                f'<div class="sheet">{pictures}</div></div>'
+            )
+        parts.append(
+            f'<article><h3 lang="{language(gallery.caption)}">{html.escape(gallery.caption)}</h3>'
+            f'<div class="groups many">{"".join(groups)}</div></article>'
+        )
+    return "".join(parts)
