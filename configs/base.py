@@ -6,13 +6,16 @@ the command line comes last:
 
     python -m cosdiff_jax.train --config=configs/fusion_div.py:tiny --config.steps=50 ...
 
-A ``placeholder`` is None until the command line gives it a value of its type.
+The networks stand in ``networks.py``. A ``placeholder`` is None until the command line gives it a
+value of its type.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from configs import networks
 
 
 def menu() -> Any:
@@ -29,12 +32,12 @@ def menu() -> Any:
                 asset=dict(path="scenes_llm"),  # asset name, or a folder with tokenizer.json
                 bpe=dict(vocab=1024, captions=20_000),  # trained on captions at the start
             ),
-            language_model=language_model(),
-            vae=vae(),
-            clip=clip(),
-            latent_clip=latent_clip(),
-            vgg=vgg(),
-            backbone=backbone(),
+            language_model=networks.language_model(),
+            vae=networks.vae(),
+            clip=networks.clip(),
+            latent_clip=networks.latent_clip(),
+            vgg=networks.vgg(),
+            backbone=networks.backbone(),
             objective=objective(),
             optimizer=optimizer(),
             checkpoint=dict(every=200, keep=2),  # every: steps; keep: how many of the newest
@@ -79,151 +82,6 @@ def data() -> dict:
     )
 
 
-def language_model() -> dict:
-    """The frozen text side."""
-    return dict(
-        name="asset",
-        asset=dict(path="scenes_llm"),  # asset name, or workdir/model of a run
-        gemma=dict(
-            vocab=1024,
-            width=192,
-            depth=6,
-            heads=4,
-            kv_heads=4,
-            head_size=64,
-            mlp=384,
-            rope_base=10000.0,
-            post_norms=False,  # Gemma 2
-            attention_cap=None,  # Gemma 2 as a language model: 50.0; in deep fusion None
-            attention_scale=None,  # Gemma 2: query_pre_attn_scalar ** -0.5
-            window=None,  # Gemma 2: 4096 tokens in every other layer
-            final_cap=None,  # Gemma 2: 30.0
-            eps=1e-6,  # of the norms
-            embed_std=0.02,  # of fresh embeddings
-            remat=False,
-            unroll=1,  # layers per iteration of the scan over depth
-            dtype="float32",
-        ),
-    )
-
-
-def vae() -> dict:
-    """Between pixels and latents; "none" keeps pixels."""
-    return dict(
-        name="asset",
-        asset=dict(path="scenes_vae"),
-        none={},
-        kl=dict(
-            widths=(32, 64, 96),  # channels per level, from the largest resolution
-            blocks=1,  # ResBlocks per level of the encoder
-            decoder_widths=None,  # None: as the encoder
-            decoder_blocks=1,  # None: blocks + 1, as in SD3
-            latent=16,  # channels of the latents
-            channels=3,  # channels of the pictures
-            groups=8,
-            patch=2,  # pixels folded into channels first; 1 is the SD3 form
-            shift=0.0,
-            scale=1.0,
-            dtype="float32",
-        ),
-    )
-
-
-def towers(size: int, patch: int, channels: int) -> dict:
-    """CLIP's knobs; size, patch and channels of what its picture tower reads."""
-    return dict(
-        vocab=1024,
-        context=48,
-        size=size,
-        patch=patch,
-        width=128,
-        depth=4,
-        heads=4,
-        text_width=128,
-        text_depth=3,
-        text_heads=4,
-        features=128,  # F
-        stem=0,  # channels of a convolutional stem; 0 is the published form
-        channels=channels,
-        quick=True,  # OpenAI's quick GELU
-        dtype="float32",
-    )
-
-
-def clip() -> dict:
-    """Picture and text in one space; "none" where nothing needs it."""
-    return dict(
-        name="asset",
-        asset=dict(path="scenes_clip"),
-        none={},
-        clip=towers(size=64, patch=8, channels=3),  # pixels
-    )
-
-
-def latent_clip() -> dict:
-    """A CLIP that reads the VAE's latents instead of pictures."""
-    return dict(
-        name="none",
-        asset=dict(path="scenes_clip_latents"),
-        none={},
-        clip=towers(size=8, patch=1, channels=16),  # latents
-    )
-
-
-def vgg() -> dict:
-    """The perceptual view; its weights are yours to convert first (cosdiff_jax.convert)."""
-    return dict(
-        name="none",
-        asset=dict(path=""),  # the folder that convert wrote
-        none={},
-        vgg=dict(
-            widths=(64, 128, 256, 512, 512),  # channels per level
-            convolutions=(2, 2, 3, 3, 3),  # per level: VGG16
-            dtype="float32",
-        ),
-    )
-
-
-def backbone() -> dict:
-    """What is trained: the velocity field."""
-    return dict(
-        name="fuse_dit",
-        asset=dict(path="fusion_base"),
-        fuse_dit=dict(
-            width=256,
-            depth=6,
-            heads=4,
-            kv_heads=4,  # deep fusion: the language model's
-            head_size=64,  # deep fusion: the language model's
-            mlp=768,
-            patch=2,  # latents per side of a token
-            channels=16,  # of the latents, or of the pictures without a VAE
-            position=dict(
-                name="rope_2d",
-                ape=dict(max_size=64, base_size=16),
-                rope_1d=dict(base=10000.0),
-                rope_2d=dict(base=10000.0, absolute=False),  # absolute: a table as well
-                rope_m=dict(base=10000.0),
-            ),
-            modulation=dict(
-                name="adaln_zero", adaln_zero={}, adaln_single={}, addition={}, none={}
-            ),
-            attention=dict(
-                name="deep_self",
-                deep_self=dict(text_layers=None, initial_layers=0),
-                deep_cross=dict(text_layers=None, initial_layers=0),
-                shallow_self=dict(layer=-1),
-                shallow_cross=dict(layer=-1),
-            ),
-            qk_norm=True,
-            sandwich_norm=False,
-            remat=False,
-            unroll=1,
-            dtype="float32",
-        ),
-    )
-
-
 def objective() -> dict:
     """What is minimised."""
     return dict(
@@ -233,9 +91,43 @@ def objective() -> dict:
         contrastive={},
         contrastive_latents={},  # the same, of latent_clip on the latents of vae
         flow_matching=dict(
-            trajectory=dict(name="rectified_flow", rectified_flow={}),
-            times=dict(name="logit_normal", logit_normal=dict(mean=0.0, std=1.0), uniform={}),
-            weighting=dict(name="constant", constant={}),
+            trajectory=dict(  # the path from data to noise
+                name="rectified_flow",
+                rectified_flow={},
+                cosine={},
+                edm={},
+                ddpm_linear=dict(steps=1000, first=1e-4, last=0.02),  # beta's ends
+                ldm_linear=dict(steps=1000, first=0.00085, last=0.012),
+            ),
+            parameterization=dict(  # what the backbone predicts
+                name="velocity",
+                velocity={},
+                eps=dict(smallest=5e-3),  # a_t below which the data's estimate fades to 0
+                v={},
+                x0=dict(smallest=5e-3),  # b_t below which the noise's estimate fades to 0
+                score=dict(smallest=5e-3),  # the least that b_t counts as
+                edm=dict(sigma_data=0.5),  # std of the data; 1.0 for latents of unit variance
+            ),
+            times=dict(
+                name="logit_normal",
+                uniform={},
+                logit_normal=dict(mean=0.0, std=1.0),  # of ln(t / (1 - t))
+                mode=dict(scale=1.29),  # -1 .. 1.7519; above 0 leans to the middle
+                cos_map={},
+                log_normal_sigma=dict(mean=-1.2, std=1.2),  # of ln(b_t / a_t)
+            ),
+            # alpha: of the times, 3.0 at 1024 pixels of side; double: as SD3's samplers do
+            shift=dict(alpha=1.0, double=False),
+            # of the times of a batch: independent, stratified, lattice
+            spread="independent",
+            weighting=dict(  # of the squared error of what is predicted
+                name="constant",
+                constant={},
+                exponential={},
+                sech={},
+                sigmoid=dict(bias=-1.0),  # log-SNR of weight 1/2
+                edm=dict(mean=-1.2, std=1.2, sigma_data=0.5),
+            ),
             caption_dropout=0.1,  # share of prompts shown as the empty caption
             alignment=alignment(),
             anchor=0.0,  # nu: weight of |v - v of the weights the run started from|^2
@@ -331,7 +223,19 @@ def perceptual() -> dict:
 def guidance(scale: float) -> dict:
     """How captions are followed while sampling."""
     return dict(
-        name="classifier_free", classifier_free=dict(scale=scale, interval=(0.0, 1.0), start=True)
+        name="classifier_free",
+        classifier_free=dict(scale=scale, interval=(0.0, 1.0), start=True),  # interval: of t
+        composed=dict(  # the same, with
+            scale=scale,
+            interval=(0.0, 1.0),
+            start=True,
+            optimal=False,  # CFG-zero*: v_empty scaled to fit
+            zero_start=False,  # CFG-zero*: the first step stands still
+            parallel=1.0,  # APG: share kept of what is along the clean estimate
+            momentum=0.0,  # APG: of the difference; -0.5 to 0
+            radius=0.0,  # APG: bound on the difference of clean estimates; 0: none
+            rescale=0.0,  # share of the way back to the std without guidance
+        ),
     )
 
 
@@ -407,8 +311,29 @@ def sample() -> dict:
         shown=8,  # of these, how many are rows of the grids
         num=8,  # K: samples of each
         steps=25,  # solver steps
-        solver=dict(name="euler", euler={}, heun={}),
+        solver=dict(  # the rule of a step
+            name="euler",
+            euler={},
+            heun={},
+            midpoint={},
+            runge_kutta_4={},
+            dpm_solver=dict(order=2, published=False),  # DPM-Solver++ 2M; 3 is 3M
+            unipc={},
+            ddim=dict(eta=0.0),  # 0: deterministic; 1: ddpm
+            ddpm=dict(large=False),  # noise of the forward step's std
+            flow_sde=dict(level=0.7),  # of the noise
+            # churn: noise over the whole way; smallest, largest: sigma between which it is added
+            edm=dict(churn=0.0, smallest=0.05, largest=50.0, inflation=1.003, corrected=True),
+        ),
+        grid=dict(  # the times of the steps
+            name="uniform",
+            uniform={},
+            shifted=dict(alpha=3.0, double=False),  # double: as SD3's samplers do
+            karras=dict(rho=7.0, smallest=0.002, largest=80.0),  # sigma
+            given=dict(times=(1.0, 0.5, 0.0)),  # one more than steps
+        ),
         guidance=guidance(scale=5.0),
+        unguided=0,  # first steps without guidance
         rows=64,  # pictures drawn at once
         **diversity(),
         batches=8,  # held-out batches, for objectives that draw nothing

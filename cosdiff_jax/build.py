@@ -6,6 +6,7 @@ nobody sees a ConfigDict.
 """
 
 import dataclasses
+import functools
 import logging
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,10 @@ from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.features.latent_clip import LatentClipFeature
 from cosdiff_jax.features.mix import Mix
 from cosdiff_jax.features.vgg import VggFeature
+from cosdiff_jax.flow import composed, timestep
+from cosdiff_jax.flow.parameterization import Parameterization
+from cosdiff_jax.flow.solver import Solver
+from cosdiff_jax.flow.trajectory import Trajectory
 from cosdiff_jax.metrics import scenes
 from cosdiff_jax.metrics.digits import DigitMetric
 from cosdiff_jax.objectives.autoencoder import Autoencoder
@@ -208,13 +213,15 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
         return Mix(parts=parts, weights=tuple(used.values()))
 
     features = {**views, "mix": mix}
+    trajectory = tables.make(tables.TRAJECTORIES, knobs.trajectory)
     objective = FlowMatching(
         backbone=nets.backbone,
         language_model=nets.language_model,
         vae=nets.vae,
         clip=nets.clip if aligns_in_clip else None,
-        trajectory=tables.make(tables.TRAJECTORIES, knobs.trajectory),
-        times=tables.make(tables.TIMES, knobs.times),
+        trajectory=trajectory,
+        parameterization=_parameterization(knobs),
+        times=_times(knobs, trajectory),
         weighting=tables.make(tables.WEIGHTINGS, knobs.weighting),
         caption_dropout=knobs.caption_dropout,
         samples=config.data.samples,
@@ -228,6 +235,26 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     # What is drawn meanwhile may look through a network where the loss does not.
     through = _through({*through, *viewed(config.sample)})
     return objective, ("llm", "vae", *through, *("anchor",) * anchored)
+
+
+def _parameterization(knobs: Any) -> Parameterization:
+    return tables.make(tables.PARAMETERIZATIONS, _choice(knobs, "parameterization", "velocity"))
+
+
+def _times(knobs: Any, trajectory: Trajectory) -> timestep.Times:
+    """The times that are trained on: drawn, moved to higher noise, spread over the batch."""
+    own = functools.partial(timestep.LogNormalSigma, trajectory=trajectory)
+    times = tables.make({**tables.TIMES, "log_normal_sigma": own}, knobs.times)
+    shift, spread = knobs.get("shift", {}), knobs.get("spread", "independent")
+    if shift and (shift["alpha"] != 1 or shift["double"]):
+        times = timestep.Shifted(times=times, **shift)
+    if spread == "independent":
+        return times
+    if spread not in ("stratified", "lattice"):
+        raise ValueError(
+            f"objective.flow_matching.spread is independent, stratified or lattice, not {spread!r}"
+        )
+    return timestep.Stratified(times=times, lattice=spread == "lattice")
 
 
 def _views(nets: Models) -> dict[str, Callable]:
@@ -315,14 +342,20 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
     """Draws pictures as ``config.sample`` says; ``changes`` are the sampler's own fields."""
     knobs = config.sample
     nets = models(config, ("language_model", "vae", "backbone", *viewed(knobs)))
+    trained = config.objective.flow_matching
+    trajectory = tables.make(tables.TRAJECTORIES, trained.trajectory)
+    guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance))
+    solver = _solver(knobs, trajectory)
     fields = dict(
         backbone=nets.backbone,
         language_model=nets.language_model,
         vae=nets.vae,
         shape=latent_shape(config, images),
+        trajectory=trajectory,
+        parameterization=_parameterization(trained),
         steps=knobs.steps,
-        guidance=tables.make(tables.GUIDANCES, knobs.guidance),
-        solver=tables.make(tables.SOLVERS, knobs.solver),
+        guidance=composed.late(guidance, solver.grid(knobs.steps), knobs.get("unguided", 0)),
+        solver=solver,
         rows=knobs.rows,
         noise=tables.make(tables.NOISES, _choice(knobs, "noise", "independent")),
         descent=tables.make(tables.DESCENTS, _choice(knobs, "descent")),
@@ -333,9 +366,21 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
     return Sampler(**{**fields, **changes})
 
 
-def _choice(sample: Any, name: str, default: str = "none") -> tables.Entry:
+def _solver(knobs: Any, trajectory: Trajectory) -> Solver:
+    grid = _along(trajectory, tables.make(tables.GRIDS, _choice(knobs, "grid", "uniform")))
+    solver = _along(trajectory, tables.make(tables.SOLVERS, knobs.solver))
+    return dataclasses.replace(solver, grid=grid)
+
+
+def _along(trajectory: Trajectory, part: Any) -> Any:
+    """A part that reckons with a path, on the one that is trained."""
+    fields = {field.name for field in dataclasses.fields(part)}
+    return dataclasses.replace(part, trajectory=trajectory) if "trajectory" in fields else part
+
+
+def _choice(knobs: Any, name: str, default: str = "none") -> tables.Entry:
     """A choice of the menu that recipes stored by older versions lack."""
-    return sample.get(name, {"name": default})
+    return knobs.get(name, {"name": default})
 
 
 def measures(data: str, items: list[dict[str, Any]]) -> list[Callable]:

@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Float, Int
 from cosdiff_jax.diversity.programme import QuadraticProgram
 from cosdiff_jax.diversity.selection import Selection
 from cosdiff_jax.features.clip import ClipFeature
-from cosdiff_jax.flow.trajectory import RectifiedFlow
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Frozen, Params
 
@@ -49,10 +48,10 @@ def sizes(candidates: int, k: int, steps: int, share: float) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """Draws k of M candidates by Euler steps, pruning after each.
+    """Draws k of M candidates by Euler steps on the solver's grid, pruning after each.
 
     Attributes:
-      sampler: draws; its solver is not asked.
+      sampler: draws; of its solver only the grid is used.
       view: sees pictures and captions.
       share: r, dropped after every step.
       selection: which to keep, by the previews' features and CLIP-scores.
@@ -98,9 +97,11 @@ class Pruning:
             said = self._said(frozen, tokens[row], mask[row])
             start, keys = self.sampler.start(key, jnp.asarray(seeds[row]), candidates)
             z, keys, left = start[0], keys[0], jnp.arange(candidates)
-            for index, keep in enumerate(alive[1:]):
-                t = jnp.float32(1 - index / self.sampler.steps)
-                z, chosen = self._step(params, frozen, text, empty, said, z, t, keys, keep)
+            times = self.sampler.solver.grid(self.sampler.steps)
+            for t, after, keep in zip(times[:-1], times[1:], alive[1:], strict=True):
+                # The length of the step is taken before rounding, as the solvers do.
+                moved = (np.float32(t), np.float32(t - after))
+                z, chosen = self._step(params, frozen, text, empty, said, z, moved, keys, keep)
                 keys, left = keys[chosen], left[chosen]
             drawn.append(np.asarray(self._pictures(frozen, z)))
             kept.append(np.asarray(left))
@@ -117,14 +118,15 @@ class Pruning:
     @cached_property
     def _step(self) -> Callable:
         def step(
-            params, frozen, text, empty, said, z, t, keys, keep: int
+            params, frozen, text, empty, said, z, moved, keys, keep: int
         ) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
+            t, length = moved
             rows = jnp.full(z.shape[0], t)
             v = self.sampler.velocity(params, frozen, text, empty, keys)(z, rows)
-            after = z - v / self.sampler.steps
+            after = z - length * v
             if keep == z.shape[0]:
                 return after, jnp.arange(keep)
-            f = self.view(frozen, RectifiedFlow().clean(z, v, rows))
+            f = self.view(frozen, self.sampler.trajectory.clean(z, v, rows))
             chosen = jnp.sort(self.selection(f, f @ said[0], keep))
             return after[chosen], chosen
 

@@ -26,7 +26,10 @@ from cosdiff_jax.diversity.repulsion import Repulsion
 from cosdiff_jax.features.feature import Feature
 from cosdiff_jax.flow.condition import Annealed, Cads
 from cosdiff_jax.flow.guidance import ClassifierFree, Guidance
+from cosdiff_jax.flow.parameterization import Parameterization
+from cosdiff_jax.flow.parameterization import Velocity as VelocityOutput
 from cosdiff_jax.flow.solver import Euler, Solver, Velocity
+from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 from cosdiff_jax.models import captions
 from cosdiff_jax.shapes import Frozen, Params, TextStream
 from cosdiff_jax.sharding import constrain
@@ -54,10 +57,12 @@ class Sampler:
     """Draws pictures; compiled at the first call of each shape.
 
     Attributes:
-      backbone: (z_t, t, TextStream) -> v.
+      backbone: (z_t, t, TextStream) -> output.
       language_model: (tokens, mask) -> TextStream.
       vae: to_images(latents); None where the flow is on pixels.
       shape: (h, w, c) of a latent, or of a picture where there is no ``vae``.
+      trajectory: the path the backbone was trained on.
+      parameterization: what its output means.
       steps: solver steps from noise to data.
       guidance: how closely captions are followed.
       solver: the rule of a step.
@@ -74,6 +79,8 @@ class Sampler:
     language_model: nn.Module
     vae: nn.Module | None
     shape: tuple[int, int, int]
+    trajectory: Trajectory = field(default_factory=RectifiedFlow)
+    parameterization: Parameterization = field(default_factory=VelocityOutput)
     steps: int = 25
     guidance: Guidance = field(default_factory=ClassifierFree)
     solver: Solver = field(default_factory=Euler)
@@ -196,8 +203,10 @@ class Sampler:
         self, params: Params, text: TextStream, empty: TextStream, keys: jax.Array
     ) -> Velocity:
         def backbone(z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
-            v: Any = self.backbone.apply({"params": params}, z, t, text)
-            return v.astype(jnp.float32)
+            seen = self.parameterization.network_input(z, t, self.trajectory)
+            output: Any = self.backbone.apply({"params": params}, seen, t, text)
+            output = output.astype(jnp.float32)
+            return self.parameterization.velocity(output, z, t, self.trajectory)
 
         guidance = self.guidance
         if self.condition is not None:
@@ -242,7 +251,9 @@ class Sampler:
             if self.descent is not None and start.shape[1] > 1:
                 plain = self._guided(params, text, empty, keys)
                 z = self._descend(frozen, plain, z, start.shape[1], self.descent)
-            z = self.solver(self.velocity(params, frozen, text, empty, keys), z, self.steps)
+            velocity = self.velocity(params, frozen, text, empty, keys)
+            drawn = jax.vmap(lambda key: rng.named(key, "solver")["solver"])(keys)
+            z = self.solver(velocity, z, self.steps, key=drawn)
             images = self.pictures(frozen, z)
             return images.reshape(*start.shape[:2], *images.shape[1:])
 

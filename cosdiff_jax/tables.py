@@ -21,7 +21,19 @@ from cosdiff_jax.diversity import (
     selection,
 )
 from cosdiff_jax.diversity.programme import QuadraticProgram
-from cosdiff_jax.flow import guidance, prediction, solver, timestep, trajectory, weighting
+from cosdiff_jax.flow import (
+    composed,
+    grid,
+    guidance,
+    multistep,
+    parameterization,
+    prediction,
+    solver,
+    stochastic,
+    timestep,
+    trajectory,
+    weighting,
+)
 from cosdiff_jax.flow.condition import Cads
 from cosdiff_jax.models import dit, fuse_dit, fusion, modulation, position
 from cosdiff_jax.models.clip import CLIP
@@ -70,11 +82,61 @@ def nested(constructor: Callable, **tables: Mapping[str, Callable]) -> Callable:
 
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-TRAJECTORIES = {"rectified_flow": trajectory.RectifiedFlow}
-TIMES = {"uniform": timestep.Uniform, "logit_normal": timestep.LogitNormal}
-WEIGHTINGS = {"constant": weighting.Constant}
-SOLVERS = {"euler": solver.Euler, "heun": solver.Heun}
-GUIDANCES = {"classifier_free": guidance.ClassifierFree}
+TRAJECTORIES = {
+    "rectified_flow": trajectory.RectifiedFlow,
+    "cosine": trajectory.Cosine,
+    "edm": trajectory.Edm,
+    "ddpm_linear": trajectory.DdpmLinear,
+    "ldm_linear": trajectory.LdmLinear,
+}
+PARAMETERIZATIONS = {
+    "velocity": parameterization.Velocity,
+    "eps": parameterization.Noise,
+    "v": parameterization.V,
+    "x0": parameterization.Clean,
+    "score": parameterization.Score,
+    "edm": parameterization.Edm,
+}
+
+
+def _log_normal_sigma(**knobs: Any) -> timestep.LogNormalSigma:
+    # Its path is the one that is trained, no knob of its own: build hands it over.
+    return timestep.LogNormalSigma(**knobs)
+
+
+TIMES = {
+    "uniform": timestep.Uniform,
+    "logit_normal": timestep.LogitNormal,
+    "mode": timestep.Mode,
+    "cos_map": timestep.CosMap,
+    "log_normal_sigma": _log_normal_sigma,
+}
+WEIGHTINGS = {
+    "constant": weighting.Constant,
+    "exponential": weighting.Exponential,
+    "sech": weighting.Sech,
+    "sigmoid": weighting.Sigmoid,
+    "edm": weighting.Edm,
+}
+GRIDS = {
+    "uniform": grid.Uniform,
+    "shifted": grid.Shifted,
+    "karras": grid.Karras,
+    "given": grid.Given,
+}
+SOLVERS = {
+    "euler": solver.Euler,
+    "heun": solver.Heun,
+    "midpoint": solver.Midpoint,
+    "runge_kutta_4": solver.RungeKutta4,
+    "dpm_solver": multistep.DpmSolver,
+    "unipc": multistep.UniPc,
+    "ddim": stochastic.Ddim,
+    "ddpm": stochastic.Ddpm,
+    "flow_sde": stochastic.FlowSde,
+    "edm": stochastic.Edm,
+}
+GUIDANCES = {"classifier_free": guidance.ClassifierFree, "composed": composed.Composed}
 BY_STEP = {
     "constant": schedule.Constant,
     "linear": schedule.LinearRamp,

@@ -60,7 +60,8 @@ class Trained:
         if steps is not None:
             config.sample.steps = steps
         if guidance is not None:
-            config.sample.guidance.classifier_free.scale = float(guidance)
+            chosen = config.sample.guidance
+            chosen[chosen.name].scale = float(guidance)
         return config
 
     def read(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,13 +12,14 @@ import pytest
 from configs import base, presets
 from cosdiff_jax import build, job, optimizer, tables
 from cosdiff_jax.diversity import alignment
+from cosdiff_jax.flow import trajectory
 from cosdiff_jax.shapes import Batch
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "base", "presets")
+    if path.stem not in ("__init__", "base", "networks", "presets")
 )
 # Menu path -> table of constructors; "asset" and "none" are handled beside the tables.
 TABLES = {
@@ -34,6 +35,7 @@ TABLES = {
     "backbone.fuse_dit.attention": tables.FUSIONS,
     "objective": build.OBJECTIVES,
     "objective.flow_matching.trajectory": tables.TRAJECTORIES,
+    "objective.flow_matching.parameterization": tables.PARAMETERIZATIONS,
     "objective.flow_matching.times": tables.TIMES,
     "objective.flow_matching.weighting": tables.WEIGHTINGS,
     "objective.flow_matching.diversity": tables.DIVERSITIES,
@@ -49,6 +51,7 @@ TABLES = {
     "objective.flow_matching.prediction": tables.PREDICTIONS,
     "objective.flow_matching.prediction.rollout.guidance": tables.GUIDANCES,
     "sample.solver": tables.SOLVERS,
+    "sample.grid": tables.GRIDS,
     "sample.guidance": tables.GUIDANCES,
     "sample.noise": tables.NOISES,
     "sample.descent": tables.DESCENTS,
@@ -79,7 +82,14 @@ def test_menu_equals_table(path):
 
 @pytest.mark.parametrize("path", TABLES)
 def test_menu_has_every_knob(path):
-    entry, made_elsewhere = at(base.menu(), path), {"parent", "name", "feature"}
+    entry, made_elsewhere = (
+        at(base.menu(), path),
+        {
+            *("parent", "name", "feature"),
+            # The path that is trained, and fields that are no numbers.
+            *("trajectory", "grid", "weaker"),
+        },
+    )
     for name, constructor in TABLES[path].items():
         if dataclasses.is_dataclass(constructor):
             fields = {field.name for field in dataclasses.fields(constructor) if field.init}
@@ -239,3 +249,29 @@ def test_a_mix_of_features_with_networks_of_their_own():
     f = jax.jit(lambda z: made.feature(frozen, z))(jnp.ones((2, 8, 8, 16)))
     assert f.shape == (2, 8 + 8 + 16)
     np.testing.assert_allclose(jnp.linalg.norm(f, axis=1), 1, atol=1e-5)
+
+
+def test_solver_grid_and_guidance_follow_the_path_that_is_trained():
+    config = base.menu()
+    config.objective.flow_matching.trajectory.name = "cosine"
+    config.sample.update(steps=4, unguided=2)
+    config.sample.solver.name = "dpm_solver"
+    config.sample.grid.name = "karras"
+    config.sample.guidance.name = "composed"
+    made = build.sampler(config, (64, 64, 3))
+    path = trajectory.Cosine()
+    assert made.trajectory == made.solver.trajectory == made.solver.grid.trajectory == path
+    assert made.guidance.trajectory == path
+    times = made.solver.grid(4)
+    # The first two of the four steps are not guided, the third is.
+    assert times[2] < made.guidance.interval[1] < times[1]
+    assert build.sampler(base.menu(), (64, 64, 3)).guidance.interval == (0.0, 1.0)
+
+
+def test_a_recipe_of_an_older_version_draws_as_it_did():
+    config = base.menu()
+    new = build.sampler(config, (64, 64, 3))
+    for name in ("grid", "unguided"):
+        del config.sample[name]
+    del config.objective.flow_matching.parameterization
+    assert build.sampler(config, (64, 64, 3)) == new

@@ -390,3 +390,11 @@ def test_the_command_names_a_broken_prompt_file_and_writes_nothing(tmp_path):
     assert "set.jsonl line 2 is not JSON" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["set.jsonl"]
+
+
+def test_the_scale_asked_for_is_that_of_the_guidance_chosen(folder):
+    model = trained.load(folder, ())
+    knobs = dict(base.menu().sample.guidance.composed)
+    asked = model.as_asked(None, 7.0, {"guidance": {"name": "composed", "composed": knobs}})
+    assert build.sampler(asked, model.shape).guidance.scale == 7.0
+    assert asked.sample.guidance.classifier_free.scale != 7.0

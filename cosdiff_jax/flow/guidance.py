@@ -2,6 +2,14 @@
 
 A conditional model is evaluated with the caption and with the empty caption; guidance says how
 the two answers become one velocity.
+
+Two conventions for how strong it is are in use. Here and in most code it is the scale s, 1 for no
+guidance; Ho and Salimans write a weight w, 0 for none:
+
+    v = v_empty + s (v_text - v_empty) = (1 + w) v_text - w v_empty,   s = 1 + w
+
+``from_weight`` and ``to_weight`` turn one into the other. This file has the plain form;
+``composed`` has those that go with it and the order they act in.
 """
 
 from collections.abc import Callable
@@ -34,13 +42,14 @@ class ClassifierFree:
     """v = v_empty + s (v_text - v_empty) (Ho and Salimans 2022, on velocities).
 
     Attributes:
-      scale: s; 1 is no guidance and costs no second evaluation. (The paper's own w is s - 1.)
+      scale: s; 1 is no guidance and costs no second evaluation. (The paper's own w is s - 1.) An
+        array lets one compiled program serve every scale, and always costs both evaluations.
       interval: guide only while lo <= t <= hi, elsewhere s = 1 (Kynkaanniemi et al. 2024).
       start: whether t = 1 is guided too. Without it, a solver's first step has s = 1, whatever the
         number of steps: samples part before guidance draws them together.
     """
 
-    scale: float = 1.0
+    scale: float | Float[Array, ""] = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     start: bool = True
 
@@ -55,7 +64,7 @@ class ClassifierFree:
         Raises:
           ValueError: guidance without an empty caption.
         """
-        if self.scale == 1:
+        if is_none(self.scale):
             return lambda z, t: backbone(z, t, text)
         if empty is None:
             raise ValueError(f"guidance of scale {self.scale} needs the empty caption's stream")
@@ -78,3 +87,18 @@ class ClassifierFree:
         guided = (t >= lo) & (t <= hi) & (self.start | (t < 1))
         scale = jnp.where(guided, self.scale, 1.0)
         return v_empty + along_rows(scale, v_text) * (v_text - v_empty)
+
+
+def from_weight(weight: float) -> float:
+    """The scale s = 1 + w of Ho and Salimans' weight w."""
+    return 1 + weight
+
+
+def to_weight(scale: float) -> float:
+    """Ho and Salimans' weight w = s - 1 of a scale s."""
+    return scale - 1
+
+
+def is_none(scale: float | Float[Array, ""]) -> bool:
+    """Whether a scale is known to be 1, so that nothing has to be contrasted."""
+    return isinstance(scale, int | float) and scale == 1

@@ -68,7 +68,7 @@ def update(state: Sums, images: Groups, specs: Sequence[Spec]) -> Sums:
 
 
 def result(state: Sums) -> dict[str, float]:
-    """SCORES, ``meaningful_diversity`` and VARIETY in [0, 1]; what no caption asked for is absent."""
+    """All of them in [0, 1]; what no caption asked for, or left open, is absent."""
     return {
         name: value / state.number[name]
         for name, value in state.total.items()

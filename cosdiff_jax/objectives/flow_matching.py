@@ -2,13 +2,15 @@
 
     L = L_RF + lambda(step) L_div + mu(step) L_align + nu L_anchor
 
-    L_RF     = mean over rows of w(t) |v_hat - v|^2           (Esser et al. 2024, eq. 14)
+    L_RF     = mean over rows of w(t) |o_hat - o|^2           (Esser et al. 2024, eq. 14)
     L_div    = mean over prompts of how far the cosine of their K samples exceeds its target
     L_align  = mean over rows of 1 - cos(f_image, f_text), or its contrastive form
     L_anchor = mean over rows of |v_hat - v_anchor|^2
 
-Diversity and alignment look at features of the clean image the model predicts, one step from z_t
-or by a rollout from noise. Pairs of pictures are formed within a prompt, never across prompts.
+The output o is whatever the backbone is asked to predict, by default the velocity; the other
+terms see the velocity it stands for. Diversity and alignment look at features of the clean image
+the model predicts, one step from z_t or by a rollout from noise. Pairs of pictures are formed
+within a prompt, never across prompts.
 """
 
 import dataclasses
@@ -25,6 +27,8 @@ from cosdiff_jax.diversity.alignment import Alignment, same_captions
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.feature import Feature
 from cosdiff_jax.flow.guidance import Guidance
+from cosdiff_jax.flow.parameterization import Parameterization
+from cosdiff_jax.flow.parameterization import Velocity as VelocityOutput
 from cosdiff_jax.flow.prediction import OneStep, Prediction
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.timestep import LogitNormal, Times
@@ -45,12 +49,13 @@ class FlowMatching:
     does) and "anchor" (if ``anchor`` is above 0 or the feature is a backbone's hidden state).
 
     Attributes:
-      backbone: (z_t, t, TextStream) -> v, the only trained network.
+      backbone: (z_t, t, TextStream) -> output, the only trained network.
       language_model: (tokens, mask) -> TextStream.
       vae: to_latents(images); None trains on pixels.
       trajectory: the path from data to noise.
       times: the distribution of training times.
-      weighting: w(t).
+      parameterization: what the backbone's output means; the other terms see its velocity.
+      weighting: the factor w(t) on the squared error of the output.
       caption_dropout: probability that a prompt is shown as the empty caption.
       samples: K, pictures per prompt.
       prediction: how the clean image is predicted.
@@ -68,6 +73,7 @@ class FlowMatching:
     vae: AutoencoderKL | None = None
     trajectory: Trajectory = dataclasses.field(default_factory=RectifiedFlow)
     times: Times = dataclasses.field(default_factory=LogitNormal)
+    parameterization: Parameterization = dataclasses.field(default_factory=VelocityOutput)
     weighting: Weighting = dataclasses.field(default_factory=Constant)
     caption_dropout: float = 0.1
     samples: int = 1
@@ -177,10 +183,13 @@ class FlowMatching:
         else:
             t = self.times(keys["time"], rows)
         eps = jax.random.normal(keys["noise"], x0.shape, x0.dtype)
-        z_t, v = self.trajectory.corrupt(x0, eps, t)
-        v_hat = self._velocity(params, z_t, t, text)
+        z_t, _ = self.trajectory.corrupt(x0, eps, t)
+        output = self._output(params, z_t, t, text)
+        target = self.parameterization.target(x0, eps, z_t, t, self.trajectory)
+        v_hat = self.parameterization.velocity(output, z_t, t, self.trajectory)
 
-        flow = jnp.mean(self.weighting(t) * _row_mean((v_hat - v) ** 2))
+        weight = self.weighting(t, self.trajectory, self.parameterization)
+        flow = jnp.mean(weight * _row_mean((output - target) ** 2))
         loss, logs = flow, {"flow": flow}
 
         if self.predicts:
@@ -295,10 +304,15 @@ class FlowMatching:
         latents: Any = self.vae.apply({"params": frozen["vae"]}, batch.images, method="to_latents")
         return jax.lax.stop_gradient(latents)
 
-    def _velocity(self, params: Params, z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
+    def _output(self, params: Params, z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
         # Losses are float32 whatever the backbone computes in.
-        v: Any = self.backbone.apply({"params": params}, z, t, text)
-        return v.astype(jnp.float32)
+        seen = self.parameterization.network_input(z, t, self.trajectory)
+        output: Any = self.backbone.apply({"params": params}, seen, t, text)
+        return output.astype(jnp.float32)
+
+    def _velocity(self, params: Params, z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
+        output = self._output(params, z, t, text)
+        return self.parameterization.velocity(output, z, t, self.trajectory)
 
 
 def _row_mean(x: Float[Array, "B *x"]) -> Float[Array, " B"]:

@@ -4,25 +4,102 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cosdiff_jax.flow import timestep
+from cosdiff_jax.flow import timestep, trajectory
 
-TIMES = [
+PLAIN = [
     timestep.Uniform(),
     timestep.LogitNormal(),
     timestep.LogitNormal(mean=-0.5, std=0.7),
     timestep.LogitNormal(mean=0.8, std=1.6),
+    timestep.Mode(scale=-1.0),
+    timestep.Mode(scale=0.0),
+    timestep.Mode(scale=1.29),
+    timestep.CosMap(),
+    timestep.LogNormalSigma(),
+    timestep.LogNormalSigma(mean=0.6, std=1.8, trajectory=trajectory.Cosine()),
+    # This path ends at sigma = 14.6, the published noise levels do not.
+    timestep.LogNormalSigma(mean=1.5, std=1.5, trajectory=trajectory.LdmLinear()),
 ]
+WRAPPED = [
+    timestep.Shifted(times=timestep.LogitNormal(), alpha=3.0),
+    timestep.Shifted(times=timestep.Mode(scale=0.5), alpha=0.4),
+    timestep.Shifted(times=timestep.Uniform(), alpha=3.0, double=True),
+    timestep.Stratified(times=timestep.Shifted(times=timestep.CosMap(), alpha=2.0)),
+]
+TIMES = PLAIN + WRAPPED
+each = pytest.mark.parametrize("times", TIMES, ids=repr)
 
 
-@pytest.mark.parametrize("times", TIMES, ids=repr)
-def test_draws_follow_the_density(times):
-    t = np.asarray(times(jax.random.key(1), 20_000))
-    grid = np.linspace(0, 1, 20_001)[1:-1]
-    density = np.asarray(times.density(jnp.asarray(grid)))
-    cumulative = np.concatenate([[0], np.cumsum(density) / 20_000, [1]])
-    assert cumulative[-2] == pytest.approx(1, abs=2e-3)
-    edges = np.concatenate([[0], grid, [1]])
-    assert stats.kstest(t, lambda x: np.interp(x, edges, cumulative)).pvalue > 1e-3
+def cumulative(times):
+    """The distribution function as the integral of the density, and its value at 1."""
+    # Denser towards both ends, where a density may be infinite.
+    grid = np.sin(np.linspace(0, np.pi / 2, 100_001)) ** 2
+    middle = np.sin((np.arange(100_000) + 0.5) * np.pi / 200_000) ** 2
+    density = np.asarray(times.density(jnp.asarray(middle, jnp.float32)), np.float64)
+    mass = density * np.diff(grid)
+    total = np.concatenate([[0.0], np.cumsum(mass)])
+    return (lambda t: np.interp(t, grid, total)), total[-1]
+
+
+@each
+def test_a_million_draws_follow_a_density_that_integrates_to_one(times):
+    below, whole = cumulative(times)
+    assert whole == pytest.approx(1, abs=5e-4)
+    t = np.asarray(times(jax.random.key(1), 1_000_000), np.float64)
+    assert t.min() >= 0 and t.max() <= 1
+    found = stats.kstest(t, below)
+    if isinstance(times, timestep.Stratified):
+        assert found.statistic < 5e-4
+    else:
+        assert found.pvalue > 1e-3
+
+
+@each
+def test_the_quantile_function_is_the_inverse_of_the_distribution(times):
+    below, _ = cumulative(times)
+    u = np.linspace(0.001, 0.999, 500)
+    t = np.asarray(times.quantile(jnp.asarray(u, jnp.float32)))
+    assert (np.diff(t) > 0).all()
+    np.testing.assert_allclose(below(t), u, atol=5e-4)
+
+
+@each
+def test_nothing_is_nan_at_the_ends(times):
+    ends = jnp.array([0.0, 1.0])
+    t = np.asarray(times.quantile(ends))
+    assert np.isfinite(t).all() and t.min() >= 0 and t.max() <= 1
+    assert np.isfinite(times.density(ends)).all()
+
+
+@pytest.mark.parametrize("lattice", [False, True])
+@pytest.mark.parametrize("times", PLAIN[1:2] + PLAIN[6:9], ids=repr)
+def test_stratified_batches_are_spread_more_evenly(times, lattice):
+    def discrepancy(times, key):
+        u = cumulative_of(np.asarray(times(key, 64), np.float64))
+        return stats.qmc.discrepancy(u[:, None], method="L2-star")
+
+    cumulative_of, _ = cumulative(times)
+    keys = jax.random.split(jax.random.key(2), 5)
+    even = timestep.Stratified(times=times, lattice=lattice)
+    free = np.mean([discrepancy(times, key) for key in keys])
+    spread = np.mean([discrepancy(even, key) for key in keys])
+    assert spread < free / 4
+    # One row in each of the 64 parts, and not the same part for the first row every time.
+    drawn = np.stack([cumulative_of(np.asarray(even(key, 64), np.float64)) for key in keys])
+    parts = np.sort(np.floor(64 * drawn), axis=1)
+    assert (np.abs(parts - np.arange(64)) <= 1).all()
+    assert np.ptp(drawn[:, 0]) > 0.05
+    if lattice:
+        assert np.diff(np.sort(drawn, axis=1)).std() < 1e-3
+
+
+def test_a_stratified_batch_never_reaches_one():
+    # With this key the last part's u is so near to 1 that adding 65,535 rounds it up.
+    key = jax.random.key(1142)
+    even = timestep.Stratified(times=timestep.Uniform(), lattice=True)
+    offset = jax.random.uniform(jax.random.split(key)[0], (1,))
+    assert (65_535 + float(offset[0])) / 65_536 < 1 == float((65_535 + offset[0]) / 65_536)
+    assert float(even(key, 65_536).max()) < 1
 
 
 def test_logit_normal_leans_to_noise_where_its_mean_is_above_zero():
@@ -31,6 +108,87 @@ def test_logit_normal_leans_to_noise_where_its_mean_is_above_zero():
     assert timestep.LogitNormal(mean=-1.0)(key, 999).mean() < 0.4
 
 
-def test_a_width_of_zero_is_refused():
+def test_a_wide_logit_normal_has_two_peaks():
+    t = jnp.array([0.02, 0.5, 0.98])
+    low, middle, high = timestep.LogitNormal(std=2.0).density(t)
+    assert low > middle < high
+    low, middle, high = timestep.LogitNormal(std=1.4).density(t)
+    assert low < middle > high
+
+
+def test_mode_has_the_published_densities_in_the_middle():
+    middle = jnp.array([0.5])
+    for scale, density in ((0.0, 1.0), (0.81, 1.86), (1.29, 3.79)):
+        got = float(timestep.Mode(scale=scale).density(middle)[0])
+        assert got == pytest.approx(density, abs=5e-3)
+
+
+@pytest.mark.parametrize("scale", [-1.01, 1.76])
+def test_a_mode_that_folds_back_is_refused(scale):
+    with pytest.raises(ValueError, match=r"times\.mode\.scale must lie in -1"):
+        timestep.Mode(scale=scale)
+
+
+def test_cos_map_gives_rectified_flow_the_log_snrs_of_the_cosine_path():
+    u = jnp.linspace(0.01, 0.99, 50)
+    straight = trajectory.RectifiedFlow().log_snr(timestep.CosMap().quantile(u))
+    np.testing.assert_allclose(straight, trajectory.Cosine().log_snr(u), rtol=1e-4, atol=1e-5)
+
+
+def test_log_normal_noise_levels_have_the_normal_log_snr_of_edm():
+    """lambda ~ N(-2 mean, (2 std)^2), and on EDM's path t is logit-normal."""
+    t = timestep.LogNormalSigma(mean=-0.7, std=0.9)(jax.random.key(0), 100_000)
+    log_snr = np.asarray(trajectory.Edm().log_snr(t), np.float64)
+    assert stats.kstest(log_snr, stats.norm(1.4, 1.8).cdf).pvalue > 1e-3
+    u = jnp.linspace(0.01, 0.99, 50)
+    same = timestep.LogitNormal(mean=-1.2, std=1.2)
+    np.testing.assert_allclose(timestep.LogNormalSigma().quantile(u), same.quantile(u), rtol=1e-4)
+    np.testing.assert_allclose(timestep.LogNormalSigma().density(u), same.density(u), rtol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 3.0])
+def test_shift_keeps_the_ends_has_an_inverse_and_moves_the_log_snr(alpha):
+    t, flow = jnp.linspace(0, 1, 65), trajectory.RectifiedFlow()
+    moved = timestep.shift(t, alpha)
+    assert moved[0] == 0 and moved[-1] == pytest.approx(1, abs=1e-7)
+    np.testing.assert_allclose(timestep.shift(moved, 1 / alpha), t, atol=1e-6)
+    change = flow.log_snr(moved[1:-1]) - flow.log_snr(t[1:-1])
+    np.testing.assert_allclose(change, np.full(63, -2 * np.log(alpha)), atol=1e-5)
+
+
+def test_a_shifted_time_hides_a_constant_picture_as_well_at_more_pixels():
+    """The standard error of the estimate of c from z = (1 - t) c + t eps is the same."""
+    n, m, t = 64, 256, 0.3
+    alpha = timestep.resolution_shift(m, n)
+    assert alpha == 2.0
+    noise = np.random.default_rng(0).normal(size=(20_000, m))
+
+    def error(t, pixels):
+        return (t * noise[:, :pixels]).mean(axis=1).std() / (1 - t)
+
+    moved = float(timestep.shift(jnp.array([t]), alpha)[0])
+    assert error(moved, m) == pytest.approx(error(t, n), rel=0.03)
+    assert error(t, m) == pytest.approx(error(t, n) / 2, rel=0.03)
+
+
+def test_the_double_shift_is_that_of_the_published_grid():
+    # 1,000 shifted times; the sampler's even grid lies between their ends and is shifted again.
+    table = 3 * np.arange(1, 1001) / 1000 / (1 + 2 * np.arange(1, 1001) / 1000)
+    even = np.linspace(table[-1], table[0], 28)
+    got = timestep.shift(jnp.linspace(1, 0, 28), 3.0, double=True)
+    np.testing.assert_allclose(got, 3 * even / (1 + 2 * even), rtol=1e-5)
+    assert float(got[-1]) == pytest.approx(0.0089, abs=1e-4)
+
+
+def test_numbers_that_mean_nothing_are_refused():
+    for alpha in (0.0, -3.0):
+        with pytest.raises(ValueError, match="alpha above 0"):
+            timestep.shift(jnp.zeros(1), alpha)
+        with pytest.raises(ValueError, match="alpha above 0"):
+            timestep.Shifted(times=timestep.Uniform(), alpha=alpha)
     with pytest.raises(ValueError, match="std must be above 0"):
         timestep.LogitNormal(std=0.0)
+    with pytest.raises(ValueError, match="std must be above 0"):
+        timestep.LogNormalSigma(std=-1.0)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        timestep.resolution_shift(0, 4)

@@ -1,7 +1,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -10,12 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cosdiff_jax import rng
 from cosdiff_jax.diversity import control, schedule, similarity
 from cosdiff_jax.diversity.alignment import Alignment, Contrastive, Projection
 from cosdiff_jax.diversity.bank import Bank
-from cosdiff_jax.flow import guidance, prediction, timestep
+from cosdiff_jax.flow import (
+    guidance,
+    parameterization,
+    prediction,
+    timestep,
+    trajectory,
+    weighting,
+)
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.objectives.flow_matching import FlowMatching
+from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Batch, TextStream
 
 P, K = 3, 4
@@ -367,3 +376,109 @@ def test_a_hidden_state_that_is_not_there_is_refused(batch):
     term = Alignment(projection=Projection(layer=3))
     with pytest.raises(ValueError, match="layer = 3: the text stream holds 3 hidden states"):
         run(batch, alignment=term, feature=SEEN)
+
+
+def drawn(batch, path):
+    """What the objective draws with KEY, and the stand-in's output: (t, eps, z_t, output)."""
+    keys = rng.named(KEY, "time", "noise")
+    t = timestep.LogitNormal()(keys["time"], P * K)
+    eps = jax.random.normal(keys["noise"], batch.images.shape, batch.images.dtype)
+    z_t, _ = path.corrupt(batch.images, eps, t)
+    tokens = LanguageModel().apply({"params": FROZEN["llm"]}, batch.tokens, batch.mask)
+    output: Any = Backbone().apply({"params": PARAMS}, z_t, t, tokens)
+    return t, eps, z_t, output
+
+
+def test_the_default_is_the_plain_regression_of_the_velocity_bit_for_bit(batch):
+    def plain(batch):
+        _, eps, _, v_hat = drawn(batch, trajectory.RectifiedFlow())
+        errors = (v_hat - (eps - batch.images)) ** 2
+        return jnp.mean(errors.reshape(P * K, -1).mean(axis=1))
+
+    chex.assert_trees_all_equal(run(batch)[0], jax.jit(plain)(batch))
+
+
+@pytest.mark.parametrize(
+    "meaning",
+    [parameterization.Noise(), parameterization.Edm(), parameterization.V()],
+    ids=repr,
+)
+def test_the_error_is_that_of_the_output_and_its_factor_that_of_the_weight(batch, meaning):
+    path = trajectory.Cosine()
+    fields = {"trajectory": path, "parameterization": meaning}
+    loss, _ = run(batch, weighting=weighting.Sech(), **fields)
+    t, eps, z_t, _ = drawn(batch, path)
+    tokens = LanguageModel().apply({"params": FROZEN["llm"]}, batch.tokens, batch.mask)
+    seen = meaning.network_input(z_t, t, path)
+    output: Any = Backbone().apply({"params": PARAMS}, seen, t, tokens)
+    errors = (output - meaning.target(batch.images, eps, z_t, t, path)) ** 2
+    factor = weighting.Sech()(t, path, meaning)
+    wanted = jnp.mean(factor * errors.reshape(P * K, -1).mean(axis=1))
+    chex.assert_trees_all_close(loss, wanted, rtol=1e-5)
+
+
+def test_diversity_looks_at_the_picture_that_predicted_noise_stands_for(batch):
+    seen, path = [], trajectory.LdmLinear()
+    run(
+        batch,
+        diversity=div(cosine=0.5),
+        feature=Whole(lambda x: seen.append(np.asarray(x))),
+        prediction=prediction.OneStep(shared_time=False),
+        trajectory=path,
+        parameterization=parameterization.Noise(),
+    )
+    jax.effects_barrier()
+    t, _, z_t, eps_hat = drawn(batch, path)
+    a, b = (x[:, None, None, None] for x in path.coefficients(t))
+    np.testing.assert_allclose(seen[0], (z_t - b * eps_hat) / a, rtol=2e-3, atol=2e-3)
+
+
+class Optimal(nn.Module):
+    """The best output for data N(1, 0.5^2): its conditional mean given z_t."""
+
+    meaning: parameterization.Parameterization
+    line: trajectory.Trajectory
+    attention: Reads = Reads()
+
+    @nn.compact
+    def __call__(self, seen, t, text):
+        a, b = (x[:, None, None, None] for x in self.line.coefficients(t))
+        p, q = (x[:, None, None, None] for x in self.meaning.mixture(t, self.line))
+        # The stand-in is shown the scaled z_t, and undoes it by what scaling makes of 1.
+        z = seen / self.meaning.network_input(jnp.ones_like(seen), t, self.line)
+        gain = (z - a) / (0.25 * a**2 + b**2)
+        return p * (1 + 0.25 * a * gain) + q * b * gain
+
+
+@pytest.mark.parametrize(
+    "meaning",
+    [
+        parameterization.Noise(),
+        parameterization.V(),
+        # With the data's own 0.5 the best output would not depend on z_t at all.
+        parameterization.Edm(sigma_data=0.8),
+        parameterization.Score(),
+    ],
+    ids=repr,
+)
+def test_the_sampler_follows_the_velocity_that_an_output_stands_for(meaning):
+    """A network that is right in any terms draws the pictures of one right in velocities."""
+    path = trajectory.LdmLinear()
+
+    def pictures(meaning):
+        sampler = Sampler(
+            backbone=Optimal(meaning=meaning, line=path),
+            language_model=LanguageModel(),
+            vae=None,
+            shape=(2, 2, 1),
+            steps=8,
+            trajectory=path,
+            parameterization=meaning,
+        )
+        tokens = np.array([[2, 5], [2, 1]])
+        frozen = {"llm": FROZEN["llm"]}
+        return sampler({}, frozen, tokens, tokens > 0, KEY, num=3)
+
+    wanted = pictures(parameterization.Velocity())
+    assert np.ptp(wanted) > 0.1
+    np.testing.assert_allclose(pictures(meaning), wanted, atol=2e-3)

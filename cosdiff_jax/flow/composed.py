@@ -1,0 +1,234 @@
+"""The published forms of guidance, all at once, in one order.
+
+What one of them leaves to the next, for each evaluation of a field:
+
+    0  the caption      annealed, where ``condition.Annealed`` is wrapped around all of this
+    1  evaluation       v_text and v_empty in one call, then v_j of each ``weaker`` field
+    2  CFG-zero*        v_empty <- k v_empty,   k = <v_text, v_empty> / |v_empty|^2
+    3  difference       d = v_text - v_empty
+    4  APG              d gains momentum, then is bounded, then loses what is along x0_text
+    5  classifier-free  v = v_text + (s(t) - 1) d,   s(t) = s inside ``interval``, else 1
+    6  weaker fields    v <- v + sum_j (s_j(t) - 1) (v_text - v_j)
+    7  rescaling        v <- (1 - phi) v + phi std(v_text) / std(v) v
+    8  zero start       v <- 0 at t = 1
+
+Repulsion and the solver come after. Every scale counts as s does: 1 is no guidance.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cosdiff_jax import text_stream
+from cosdiff_jax.flow.guidance import Backbone, ClassifierFree, is_none
+from cosdiff_jax.flow.solver import Remembering, Velocity
+from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory, along_rows
+from cosdiff_jax.shapes import TextStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weaker:
+    """Away from a field that fails in the same way, only more: v + (s - 1) (v_text - v_weak).
+
+    Which field makes the published form:
+
+        autoguidance         a smaller network, or one trained for less time, with the same caption
+                             (Karras et al. 2024, arXiv 2406.02507, eq. 5; their w is s)
+        perturbed attention  the network with some self-attention maps replaced by the identity
+                             (Ahn et al. 2024, arXiv 2403.17377, eq. 7; their scale is s - 1)
+        skip-layer           the network without some of its blocks (SD3.5: blocks 7, 8 and 9 with
+                             scale s - 1 = 2.5 in the steps from 1 % to 20 % of the way)
+
+    Attributes:
+      backbone: the weaker field, called as the stronger one is.
+      scale: s.
+      interval: acts while lo <= t <= hi.
+    """
+
+    backbone: Backbone
+    scale: float | Float[Array, ""] = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """Classifier-free guidance with what was published to go with it; the order is above.
+
+        CFG-zero*   Fan et al. 2025, arXiv 2503.18886, eq. 11 and section 3.2
+        APG         Sadat et al. 2024, arXiv 2410.02416, section 4
+        rescaling   Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16
+
+    APG is defined on the difference of the two clean estimates, D = x0_text - x0_empty:
+
+        m <- D + momentum m,   m <- min(1, radius / |m|) m,   m <- m - (1 - parallel) <m, e> e
+
+    with e the direction of x0_text and norms over all values of a row; what is remembered is the m
+    of the first line. Here d is a difference of velocities, D = -c d with c = b / (a b' - a' b),
+    which is t on rectified flow. Where c is 0, at t = 0, there is no momentum.
+
+    With its defaults for the rest this is ``ClassifierFree`` up to rounding.
+
+    Attributes:
+      scale: s; 1 is no guidance by the empty caption and costs no second evaluation.
+      interval: guide only while lo <= t <= hi, elsewhere s = 1.
+      start: whether t = 1 is guided too.
+      optimal: CFG-zero*'s factor k on v_empty.
+      zero_start: CFG-zero*'s other half: no velocity at t = 1, so that a solver's first step stands
+        still. Not where s = 1.
+      parallel: eta, what is kept of the difference along x0_text; 1 is all of it.
+      momentum: beta of APG; the paper takes negative ones. 0 is none. Otherwise the velocity is a
+        ``Remembering`` one.
+      radius: r, bound on |D|; 0 is none.
+      rescale: phi in [0, 1]: 1 gives v the std that v_text has, row by row.
+      weaker: further fields to move away from.
+      trajectory: turns velocities into clean estimates.
+    """
+
+    scale: float | Float[Array, ""] = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    start: bool = True
+    optimal: bool = False
+    zero_start: bool = False
+    parallel: float = 1.0
+    momentum: float = 0.0
+    radius: float = 0.0
+    rescale: float = 0.0
+    weaker: tuple[Weaker, ...] = ()
+    trajectory: Trajectory = field(default_factory=RectifiedFlow)
+
+    def __post_init__(self):
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"guidance.composed.rescale must lie in 0..1, not {self.rescale}")
+        if self.radius < 0:
+            raise ValueError(f"guidance.composed.radius must be at least 0, not {self.radius}")
+
+    def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
+        """The guided field; arguments as for ``ClassifierFree``.
+
+        Raises:
+          ValueError: guidance without an empty caption.
+        """
+        contrasted = not is_none(self.scale)
+        weaker = [each for each in self.weaker if not is_none(each.scale)]
+        if not contrasted and not weaker:
+            return lambda z, t: backbone(z, t, text)
+        both = None
+        if contrasted:
+            if empty is None:
+                raise ValueError(f"guidance of scale {self.scale} needs the empty caption's stream")
+            prompts = text.mask.shape[0]
+            both = text_stream.concatenate(text, text_stream.repeat(empty, prompts))
+
+        def ask(z: Array, t: Array, remembered: Array) -> tuple[Array, Array]:
+            if both is None:
+                v = v_text = backbone(z, t, text)
+            else:
+                v = backbone(jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
+                v_text, v_empty = jnp.split(v, 2)
+                v, remembered = self.combine(v_text, v_empty, z, t, remembered)
+            for each in weaker:
+                away = v_text - each.backbone(z, t, text)
+                v = v + along_rows(_strength(each.scale, each.interval, t), v) * away
+            if self.rescale:
+                share = _std(v_text) / jnp.maximum(_std(v), jnp.finfo(v.dtype).tiny)
+                v = self.rescale * share * v + (1 - self.rescale) * v
+            if self.zero_start and contrasted:
+                v = jnp.where(along_rows(t, v) >= 1, 0, v)
+            return v, remembered
+
+        if contrasted and self.momentum:
+            return Remembering(start=jnp.zeros_like, ask=ask)
+        return lambda z, t: ask(z, t, jnp.zeros_like(z))[0]
+
+    def combine(
+        self,
+        v_text: Float[Array, "B *x"],
+        v_empty: Float[Array, "B *x"],
+        z: Float[Array, "B *x"],
+        t: Float[Array, " B"],
+        remembered: Float[Array, "B *x"],
+    ) -> tuple[Float[Array, "B *x"], Float[Array, "B *x"]]:
+        """Steps 2 to 5: the two branches' velocities to one, and what APG remembers of it."""
+        if self.optimal:
+            v_empty = optimal_scale(v_text, v_empty) * v_empty
+        d, remembered = self._project(v_text - v_empty, v_text, z, t, remembered)
+        strength = _strength(self.scale, self.interval, t)
+        strength = strength * (self.start | (t < 1))
+        return v_text + along_rows(strength, d) * d, remembered
+
+    def _project(
+        self, d: Array, v_text: Array, z: Array, t: Array, remembered: Array
+    ) -> tuple[Array, Array]:
+        a, b = self.trajectory.coefficients(t)
+        da, db = self.trajectory.rates(t)
+        c = along_rows(b / (a * db - da * b), d)
+        if self.momentum:
+            remembered = -c * d + self.momentum * remembered
+            d = jnp.where(c > 0, -remembered / jnp.where(c > 0, c, 1), d)
+        if self.radius:
+            length = c * jnp.sqrt(_dot(d, d))
+            d = jnp.minimum(1, self.radius / jnp.maximum(length, jnp.finfo(d.dtype).tiny)) * d
+        if self.parallel != 1:
+            x0 = self.trajectory.clean(z, v_text, t)
+            square = jnp.maximum(_dot(x0, x0), jnp.finfo(d.dtype).tiny)
+            d = d - (1 - self.parallel) * _dot(d, x0) / square * x0
+        return d, remembered
+
+
+def optimal_scale(
+    v_text: Float[Array, "B *x"], v_empty: Float[Array, "B *x"]
+) -> Float[Array, "B *ones"]:
+    """CFG-zero*'s k = <v_text, v_empty> / |v_empty|^2 of each row: argmin |v_text - k v_empty|."""
+    square = jnp.maximum(_dot(v_empty, v_empty), jnp.finfo(v_empty.dtype).tiny)
+    return _dot(v_text, v_empty) / square
+
+
+def late(
+    guidance: ClassifierFree | Composed, times: Float[np.ndarray, " points"], steps: int
+) -> ClassifierFree | Composed:
+    """The same guidance with none in the first ``steps`` steps of a grid.
+
+    Its intervals, those of weaker fields included, are cut half-way between the last time without
+    and the first time with guidance. Rules that look ahead within a step (Heun) are guided there
+    by the time they look at.
+
+    Args:
+      guidance: to be cut.
+      times: of the grid, falling from 1 to 0.
+      steps: k; 0 changes nothing.
+
+    Raises:
+      ValueError: the grid has no more than that many steps.
+    """
+    if not 0 <= steps < len(times) - 1:
+        raise ValueError(f"cannot leave {steps} of {len(times) - 1} steps without guidance")
+    if steps == 0:
+        return guidance
+    latest = float(times[steps - 1] + times[steps]) / 2
+
+    def cut(interval: tuple[float, float]) -> tuple[float, float]:
+        return interval[0], min(interval[1], latest)
+
+    if isinstance(guidance, ClassifierFree):
+        return dataclasses.replace(guidance, interval=cut(guidance.interval))
+    weaker = tuple(dataclasses.replace(w, interval=cut(w.interval)) for w in guidance.weaker)
+    return dataclasses.replace(guidance, interval=cut(guidance.interval), weaker=weaker)
+
+
+def _strength(
+    scale: float | Array, interval: tuple[float, float], t: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """s(t) - 1."""
+    lo, hi = interval
+    return jnp.where((t >= lo) & (t <= hi), scale - 1, 0.0)
+
+
+def _dot(x: Array, y: Array) -> Array:
+    return jnp.sum(x * y, axis=tuple(range(1, x.ndim)), keepdims=True)
+
+
+def _std(x: Array) -> Array:
+    return jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True)

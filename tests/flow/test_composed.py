@@ -1,0 +1,228 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosdiff_jax.flow import grid
+from cosdiff_jax.flow.composed import Composed, Weaker, late, optimal_scale
+from cosdiff_jax.flow.guidance import ClassifierFree, from_weight, to_weight
+from cosdiff_jax.flow.solver import Euler, Remembering
+from cosdiff_jax.flow.trajectory import Cosine, RectifiedFlow
+from cosdiff_jax.shapes import TextStream
+
+SIDE = (4, 3)
+Z = jax.random.normal(jax.random.key(0), (6, *SIDE))
+T = jnp.linspace(0.1, 1.0, 6)
+
+
+def text(prompts, fill):
+    kv = jnp.full((2, prompts, 3, 1, 4), fill)
+    hidden = jnp.full((prompts, 3, 5), fill)
+    return TextStream(keys=kv, values=kv, hidden=hidden, mask=jnp.ones((prompts, 3), bool))
+
+
+TEXT, EMPTY = text(2, 0.7), text(1, 0.2)
+
+
+def backbone(z, t, stream):
+    said = jnp.repeat(stream.hidden.mean((1, 2)), z.shape[0] // stream.mask.shape[0])
+    return jnp.sin(z + said[:, None, None] * jnp.arange(3.0)[None, None]) + t[:, None, None] * z
+
+
+def weak(z, t, stream):
+    return 0.8 * backbone(z, t, stream) + 0.1
+
+
+def ask(guidance, z=Z, t=T, empty=EMPTY):
+    return guidance(backbone, TEXT, empty)(z, t)
+
+
+V_TEXT, V_EMPTY = backbone(Z, T, TEXT), backbone(Z, T, EMPTY)
+FORMS = {
+    "plain": {},
+    "late": {"interval": (0.0, 0.6)},
+    "optimal": {"optimal": True, "zero_start": True},
+    "projected": {"parallel": 0.0, "radius": 1.5},
+    "rescaled": {"rescale": 0.7},
+    "weaker": {"weaker": (Weaker(backbone=weak, scale=1.0),)},
+}
+
+
+def flat(x):
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scale_one_is_no_guidance_whatever_the_form(form):
+    out = ask(Composed(scale=1.0, **FORMS[form]), empty=None)
+    np.testing.assert_array_equal(out, V_TEXT)
+
+
+def test_every_form_does_something():
+    plain = ask(Composed(scale=4.0))
+    for form in ("late", "optimal", "projected", "rescaled"):
+        assert np.abs(ask(Composed(scale=4.0, **FORMS[form])) - plain).max() > 0.05, form
+    autoguided = Composed(scale=4.0, weaker=(Weaker(backbone=weak, scale=2.0),))
+    assert np.abs(ask(autoguided) - plain).max() > 0.05
+
+
+@pytest.mark.parametrize("knobs", [{}, {"interval": (0.2, 0.7)}, {"start": False}])
+def test_without_corrections_it_is_classifier_free(knobs):
+    free = ask(ClassifierFree(scale=4.0, **knobs))
+    np.testing.assert_allclose(ask(Composed(scale=4.0, **knobs)), free, rtol=1e-5, atol=1e-5)
+    # APG with eta = 1, no momentum and no bound; rescaling by nothing.
+    loose = Composed(scale=4.0, parallel=1.0, momentum=0.0, radius=1e9, rescale=0.0, **knobs)
+    np.testing.assert_allclose(ask(loose), free, rtol=1e-5, atol=1e-5)
+
+
+def test_both_conventions_of_strength_are_one_guidance():
+    w = 2.5
+    assert to_weight(from_weight(w)) == w and from_weight(0.0) == 1
+    published = (1 + w) * V_TEXT - w * V_EMPTY
+    out = ask(ClassifierFree(scale=from_weight(w)))
+    np.testing.assert_allclose(out, published, rtol=1e-5, atol=1e-5)
+
+
+def test_an_array_of_a_scale_serves_every_scale_by_one_program():
+    traced = []
+
+    @jax.jit
+    def run(scale):
+        traced.append(scale)
+        return [ask(form(scale=scale)) for form in (ClassifierFree, Composed)]
+
+    for scale in (1.0, 4.0):
+        for out in run(scale):
+            np.testing.assert_allclose(out, ask(ClassifierFree(scale=scale)), rtol=1e-5, atol=1e-5)
+    assert len(traced) == 1
+
+
+def test_optimal_scale_is_the_least_squares_fit():
+    k = flat(optimal_scale(V_TEXT, V_EMPTY))
+    for row in range(len(T)):
+        fit = np.linalg.lstsq(flat(V_EMPTY)[row][:, None], flat(V_TEXT)[row], rcond=None)[0]
+        np.testing.assert_allclose(k[row], fit, rtol=1e-5)
+    out = ask(Composed(scale=3.0, optimal=True))
+    scaled = k[:, :, None] * np.asarray(V_EMPTY)
+    np.testing.assert_allclose(out, scaled + 3 * (V_TEXT - scaled), rtol=1e-4, atol=1e-5)
+
+
+def test_zero_start_stands_still_in_the_first_step_alone():
+    out = ask(Composed(scale=3.0, zero_start=True))
+    np.testing.assert_array_equal(out[T == 1], 0)
+    np.testing.assert_array_equal(out[T < 1], ask(Composed(scale=3.0))[T < 1])
+
+
+def test_rescaling_gives_the_std_of_the_captions_field():
+    plain = flat(ask(Composed(scale=5.0)))
+    for phi in (0.4, 1.0):
+        out = flat(ask(Composed(scale=5.0, rescale=phi)))
+        wanted = phi * flat(V_TEXT).std(axis=1) + (1 - phi) * plain.std(axis=1)
+        np.testing.assert_allclose(out.std(axis=1), wanted, rtol=1e-5)
+        cosine = (out * plain).sum(1) / np.linalg.norm(out, axis=1) / np.linalg.norm(plain, axis=1)
+        np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), Cosine()])
+def test_projection_leaves_the_part_along_the_clean_estimate_alone(path):
+    guided = Composed(scale=5.0, parallel=0.0, trajectory=path)
+    x0_text = flat(path.clean(Z, V_TEXT, T))
+    x0 = flat(path.clean(Z, ask(guided), T))
+    x0_free = flat(path.clean(Z, ask(ClassifierFree(scale=5.0)), T))
+    unit = x0_text / np.linalg.norm(x0_text, axis=1, keepdims=True)
+    along = lambda x: ((x - x0_text) * unit).sum(axis=1)  # noqa: E731
+    np.testing.assert_allclose(along(x0), 0, atol=1e-4)
+    assert np.abs(along(x0_free)).max() > 0.1
+    # What is across it is classifier-free guidance's.
+    across = x0_free - x0_text - along(x0_free)[:, None] * unit
+    np.testing.assert_allclose(x0 - x0_text, across, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), Cosine()])
+def test_the_radius_bounds_the_difference_of_clean_estimates(path):
+    radius = 0.4
+    guided = Composed(scale=5.0, radius=radius, trajectory=path)
+    moved = flat(path.clean(Z, ask(guided), T)) - flat(path.clean(Z, V_TEXT, T))
+    free = flat(path.clean(Z, ask(ClassifierFree(scale=5.0)), T)) - flat(path.clean(Z, V_TEXT, T))
+    length, free_length = (np.linalg.norm(x, axis=1) for x in (moved, free))
+    np.testing.assert_allclose(length, np.minimum(free_length, 4 * radius), rtol=1e-3)
+    assert np.any(free_length > 4 * radius) and np.any(free_length < 4 * radius)
+
+
+def test_momentum_is_a_running_sum_of_clean_differences():
+    """Solved by hand beside the solver, in clean estimates, as the paper has it."""
+    beta, scale, steps = -0.5, 3.0, 4
+    guided = Composed(scale=scale, momentum=beta)
+    field = guided(backbone, TEXT, EMPTY)
+    assert isinstance(field, Remembering)
+    out = jax.jit(lambda z: Euler()(field, z, steps))(Z)
+    z, total = Z, 0.0
+    for i in range(steps):
+        t = jnp.full(6, 1 - i / steps)
+        x_text, x_empty = (RectifiedFlow().clean(z, backbone(z, t, s), t) for s in (TEXT, EMPTY))
+        total = (x_text - x_empty) + beta * total
+        x0 = x_text + (scale - 1) * total
+        z = z - (z - x0) / t[:, None, None] / steps
+    np.testing.assert_allclose(out, z, rtol=1e-4, atol=1e-4)
+    forgetful = Euler()(dataclasses.replace(guided, momentum=0.0)(backbone, TEXT, EMPTY), Z, steps)
+    assert np.abs(out - forgetful).max() > 0.05
+    at_zero, _ = field.ask(Z, jnp.zeros(6), jnp.zeros_like(Z))
+    assert np.all(np.isfinite(at_zero))
+
+
+def test_weaker_fields_are_moved_away_from():
+    # Autoguidance alone: the weak field plus s times the difference, where s is above 1.
+    alone = Composed(weaker=(Weaker(backbone=weak, scale=2.5),))
+    v_weak = weak(Z, T, TEXT)
+    out = ask(alone, empty=None)
+    np.testing.assert_allclose(out, v_weak + 2.5 * (V_TEXT - v_weak), rtol=1e-4, atol=1e-5)
+    # Skip-layer guidance over classifier-free guidance, added after it, in its own interval.
+    skip = Weaker(backbone=weak, scale=from_weight(2.5), interval=(0.0, 0.5))
+    both = ask(Composed(scale=4.0, weaker=(skip,)))
+    added = np.where((T <= 0.5)[:, None, None], 2.5 * (V_TEXT - v_weak), 0)
+    np.testing.assert_allclose(both, ask(ClassifierFree(scale=4.0)) + added, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_is_the_stated_one():
+    """Optimal scale before the projection, weaker fields after it, rescaling after them."""
+    knobs = dict(optimal=True, parallel=0.2, radius=2.0, rescale=0.6)
+    everything = Composed(scale=4.0, weaker=(Weaker(backbone=weak, scale=1.5),), **knobs)
+    v_text, v_empty, v_weak = flat(V_TEXT), flat(V_EMPTY), flat(weak(Z, T, TEXT))
+    t = flat(T)
+    k = (v_text * v_empty).sum(1, keepdims=True) / (v_empty**2).sum(1, keepdims=True)
+    d = v_text - k * v_empty
+    d = d * np.minimum(1, 2.0 / (t * np.linalg.norm(d, axis=1, keepdims=True)))
+    x0 = flat(Z) - t * v_text
+    d = d - 0.8 * (d * x0).sum(1, keepdims=True) / (x0**2).sum(1, keepdims=True) * x0
+    v = v_text + 3 * d + 0.5 * (v_text - v_weak)
+    v = 0.6 * v_text.std(1, keepdims=True) / v.std(1, keepdims=True) * v + 0.4 * v
+    np.testing.assert_allclose(flat(ask(everything)), v, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_late_guidance_leaves_the_first_steps_of_any_grid_alone(first):
+    spread = grid.Shifted(alpha=3.0)
+    times = spread(6)
+    for form in (
+        ClassifierFree(scale=4.0),
+        Composed(scale=4.0, weaker=(Weaker(backbone=weak, scale=2.0),)),
+    ):
+        cut = late(form, times, first)
+        for i in range(6):
+            t = jnp.full(6, times[i], jnp.float32)
+            plain, out = backbone(Z, t, TEXT), ask(cut, t=t)
+            expected = plain if i < first else ask(form, t=t)
+            np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="cannot leave 6 of 6 steps"):
+        late(ClassifierFree(scale=4.0), times, 6)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="needs the empty caption"):
+        ask(Composed(scale=2.0), empty=None)
+    with pytest.raises(ValueError, match=r"rescale must lie in 0\.\.1"):
+        Composed(rescale=1.5)
+    with pytest.raises(ValueError, match="radius must be at least 0"):
+        Composed(radius=-1.0)
