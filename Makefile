@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PY := .venv/bin/python
 WORKDIR ?= runs/fusion_div
 
-.PHONY: env train test lint bench assets clean
+.PHONY: env train test lint notebooks bench assets clean
 
 env: .venv/ready
 
@@ -25,6 +25,15 @@ train: env
 
 test: env lint
 	$(PY) -m pytest
+	$(MAKE) notebooks
+
+# Every cell runs on the embedded models; what a notebook shows is not kept.
+notebooks: .venv/notebooks
+	$(PY) -m pytest -o addopts= -q -p no:cacheprovider --nbmake --nbmake-timeout=600 notebooks
+
+.venv/notebooks: .venv/ready
+	@$(PIP) --no-build-isolation --editable ".[notebooks]"
+	@touch $@
 
 lint: env
 	$(PY) -m ruff format --check .

@@ -160,7 +160,7 @@ def test_hosts_together_give_what_one_gives(whole, eye, tmp_path, shards):
 
 def test_another_measurement_is_not_mixed_in(eye, tmp_path):
     make(tmp_path, eye, facts={"seed": 0}).run(Pictures())
-    with pytest.raises(ValueError, match="another measurement .seed differ"):
+    with pytest.raises(ValueError, match=r"another measurement .seed differ"):
         make(tmp_path, eye, facts={"seed": 1}).run(Pictures())
     with pytest.raises(ValueError, match="prompts differ"):
         make(tmp_path, eye, facts={"seed": 0}).run(Pictures(number=5))
