@@ -1,3 +1,7 @@
+import dataclasses
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,3 +196,17 @@ def test_numbers_that_mean_nothing_are_refused():
         timestep.LogNormalSigma(std=-1.0)
     with pytest.raises(ValueError, match="at least one pixel"):
         timestep.resolution_shift(0, 4)
+
+
+def test_the_example_of_the_readme_is_a_distribution():
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    code = re.search(r"```python\n(# cosdiff_jax/flow/timestep.py\n.*?)```", readme, re.DOTALL)
+    space = {"dataclass": dataclasses.dataclass, "jax": jax}
+    exec(code[1], space)
+    times = space["Power"](power=2.0)
+    assert isinstance(times, timestep.Times)
+    u = jnp.linspace(0.01, 0.99, 99)
+    # The density is the quantile function's slope, upside down.
+    slope = jax.vmap(jax.grad(times.quantile))(u)
+    np.testing.assert_allclose(times.density(times.quantile(u)), 1 / slope, rtol=1e-5)
+    assert len(code[1].strip().splitlines()) <= 15
