@@ -9,7 +9,7 @@ from configs import base, presets
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 6500
+    config.steps = 11_200
     config.log_every = 20
     config.data.prompts = 32
     config.data.samples = 2
