@@ -114,8 +114,12 @@ def main() -> None:
         survey.run(source)
         surveyed[name] = survey.result()
     columns = [
-        comparison.Column(name=name, surveyed=surveyed[name], source=sources[name])
-        for name in sources
+        comparison.Column(
+            name=name,
+            surveyed=surveyed[name],
+            pictures=lambda indices, source=source: [source[i]["images"] for i in indices],
+        )
+        for name, source in sources.items()
         if name != "reference"
     ]
     found = comparison.write(

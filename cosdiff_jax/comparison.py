@@ -2,16 +2,18 @@
 
 import csv
 import dataclasses
+import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
-from cosdiff_jax.data.groups import Source
 from cosdiff_jax.metrics import bootstrap, frechet, manifold, mmd
+from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import figures, side_by_side
 from cosdiff_jax.report.measures import ROWS
 from cosdiff_jax.survey import Surveyed
@@ -27,6 +29,9 @@ TRADES = (
 )
 
 
+Pictures = Callable[[Sequence[int]], Sequence[UInt8[np.ndarray, "_K _X _Y _C"]]]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
     """One way to make pictures.
@@ -34,12 +39,12 @@ class Column:
     Attributes:
       name: its heading; "true" is the true distribution.
       surveyed: its measures.
-      source: its pictures again, for the page.
+      pictures: numbers of prompts -> the pictures of each again, for the page.
     """
 
     name: str
     surveyed: Surveyed
-    source: Source
+    pictures: Pictures
 
 
 def write(
@@ -63,7 +68,14 @@ def write(
       What ``metrics.json`` holds.
     """
     found = {column.name: numbers(column.surveyed, reference) for column in columns}
-    result = {"facts": {**(facts or {}), "features": eye}, "columns": found}
+    about = {
+        **(facts or {}),
+        "features": eye,
+        "date": datetime.date.today().isoformat(),
+        **facts_lib.machine(),
+        "versions": facts_lib.versions(),
+    }
+    result = {"facts": about, "columns": found}
     kept = json.dumps(result, indent=1, ensure_ascii=False)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(kept + "\n")
@@ -82,7 +94,7 @@ def write(
         found=found,
         galleries=_galleries(columns),
         figures=[figure for figure in drawn if figure is not None],
-        facts=result["facts"],
+        facts=about,
     )
     return json.loads(kept)
 
@@ -177,14 +189,16 @@ def _galleries(columns: Sequence[Column]) -> dict[str, list[side_by_side.Gallery
         title = ROWS[by].title if by in ROWS else by
         parts[f"Worst of {columns[0].name} by {title}"] = ranked[:EXTREMES]
         parts[f"Best of {columns[0].name} by {title}"] = ranked[: -EXTREMES - 1 : -1]
+    wanted = list(dict.fromkeys(key for keys in parts.values() for key in keys))
+    images = [
+        dict(zip(wanted, column.pictures([place[key] for key in wanted]), strict=True))
+        for column, place in zip(columns, places, strict=True)
+    ]
     return {
         heading: [
             side_by_side.Gallery(
                 caption=first.rows[places[0][key]]["caption"],
-                groups={
-                    column.name: column.source[place[key]]["images"]
-                    for column, place in zip(columns, places, strict=True)
-                },
+                groups={column.name: of[key] for column, of in zip(columns, images, strict=True)},
             )
             for key in keys
         ]

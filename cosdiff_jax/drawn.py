@@ -5,6 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import UInt8
+
 from cosdiff_jax.diverse import Samples
 
 
@@ -53,15 +56,30 @@ class DrawnGroups:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        together = min(len(self), max(1, self.rows // self.draw.total))
+        together = self._together
         first = index // together * together
         if first != self._first or self._samples is None:
             began = time.perf_counter()
-            # The last ones are filled up with the first: one shape, one program.
-            numbers = [number % len(self) for number in range(first, first + together)]
-            captions = [self.prompts[number]["caption"] for number in numbers]
-            self._samples = self.draw(captions, seed=self.seed)
+            self._samples = self._drawn(range(first, first + together))
             self._first, self._seconds = first, (time.perf_counter() - began) / together
         samples = self._samples
         cost = {"evaluations": samples.evaluations, "seconds": self._seconds}
         return {**self.prompts[index], "images": samples.images[index - first], "cost": cost}
+
+    def several(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "k X Y C"]]:
+        """The pictures of prompts that need not be neighbours, drawn together."""
+        found = []
+        for first in range(0, len(indices), self._together):
+            part = indices[first : first + self._together]
+            found += list(self._drawn(part).images[: len(part)])
+        return found
+
+    @property
+    def _together(self) -> int:
+        return min(len(self), max(1, self.rows // self.draw.total))
+
+    def _drawn(self, indices: Sequence[int]) -> Samples:
+        # Filled up with the first prompts: one shape, one program.
+        numbers = [*indices, *range(self._together - len(indices))]
+        captions = [self.prompts[number % len(self)]["caption"] for number in numbers]
+        return self.draw(captions, seed=self.seed)

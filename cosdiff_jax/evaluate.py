@@ -4,6 +4,7 @@
     python -m cosdiff_jax.evaluate --model=fusion_base --method=independent --method=interval
     python -m cosdiff_jax.evaluate --images=DIR --images=OTHER --prompts=prompts.jsonl
     python -m cosdiff_jax.evaluate --metric=clip|vae|llm|consistency
+    python -m cosdiff_jax.evaluate --study=studies/diversity
 
 writes ``metrics.json`` and ``report.html`` and prints a table. ``--prompts`` is a number of
 held-out Scenes (or digits) prompts, made on the spot from ``--seed``, with the true distribution
@@ -24,6 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 from absl import app, flags
 from jax.experimental import multihost_utils
 
@@ -38,6 +40,7 @@ from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.drawn import DrawnGroups
 from cosdiff_jax.metrics import scenes
 from cosdiff_jax.metrics.digits import DigitMetric
+from cosdiff_jax.report import study
 from cosdiff_jax.survey import Eye, Measure, Survey, Surveyed
 
 FLAGS = flags.FLAGS
@@ -109,6 +112,12 @@ class Entry:
         """A name for its measurements."""
         return re.sub(r"[^\w.+-]+", "_", self.name).strip("_") or "pictures"
 
+    def pictures(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """The pictures of some prompts; those of a model are drawn together."""
+        if isinstance(self.source, DrawnGroups):
+            return self.source.several(indices)
+        return [self.source[index]["images"] for index in indices]
+
 
 def pictures(asked: Asked, out: Path) -> dict[str, Any]:
     """Measure, compare, and write the report; what was measured before is not measured again.
@@ -148,7 +157,9 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
     return comparison.write(
         out,
         [
-            comparison.Column(name=entry.name, surveyed=surveyed[entry.name], source=entry.source)
+            comparison.Column(
+                name=entry.name, surveyed=surveyed[entry.name], pictures=entry.pictures
+            )
             for entry in entries
             if entry.name != "reference"
         ],
@@ -195,8 +206,7 @@ def _prompts(
         found = [{**prompt.extra, "caption": prompt.text, "key": prompt.key} for prompt in said]
         if asked.reference is None:
             return found, []
-        source = _gallery(asked.reference, asked.file, size)
-        return found, [Entry(name="reference", source=source, facts={"images": asked.reference})]
+        return found, [_folder("reference", asked.reference, asked.file, size)]
     kinds = {model.config.data.name for model in models.values()}
     if len(kinds) > 1 or not kinds <= {"scenes", "digits"}:
         raise ValueError(
@@ -251,17 +261,17 @@ def _drawn(
 def _found(asked: Asked, eye: Eye | None) -> list[Entry]:
     """A column for each folder of pictures."""
     size = None if eye is None else eye.size
-    return [
-        Entry(name=folder, source=_gallery(folder, asked.file, size), facts={"images": folder})
-        for folder in asked.images
-    ]
+    return [_folder(folder, folder, asked.file, size) for folder in asked.images]
 
 
-def _gallery(folder: str, prompts: str | None, size: int | None) -> Gallery:
+def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> Entry:
     # Broken pictures are told before the measuring begins, not after an hour of it.
     found = Gallery(folder, prompts, size=size or 64, check=True)
     _log.warning(found.summary)
-    return found
+    files = [file for index in range(len(found)) for file in found.names(index)]
+    stats = [(Path(folder).expanduser() / file).stat() for file in files]
+    state = [(f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
+    return Entry(name=name, source=found, facts={"images": _digest(repr(state).encode())})
 
 
 def _measures(asked: Asked, models: Mapping[str, trained.Trained]) -> list[Measure]:
@@ -297,6 +307,17 @@ def _digest(*parts: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def _study(folder: Path, out: Path) -> str:
+    """The report of a study's rows."""
+    place = folder / "rows.parquet"
+    if not place.is_file():
+        raise ValueError(
+            f"no study in {folder}: python -m cosdiff_jax.study makes its rows.parquet"
+        )
+    volumes = study.write(out, pq.read_table(place).to_pylist())
+    return "\n".join(f"hypervolume of {name}: {value:.4g}" for name, value in volumes.items())
+
+
 def define() -> None:
     """Define the flags; not at import, for several entry points share names."""
     metrics = ["pictures", *NETWORKS]
@@ -314,6 +335,7 @@ def define() -> None:
     flags.DEFINE_multi_string("method", ["independent"], f"Joined by +; repeat: {known}")
     flags.DEFINE_integer("candidates", None, "Drawn to choose --num from", lower_bound=1)
     flags.DEFINE_string("clip", None, "CLIP that looks: embedded model or folder with weights")
+    flags.DEFINE_string("study", None, "Folder of a study: draws its rows instead of measuring")
     flags.DEFINE_string("out", None, "Folder; by default evaluation_METRIC in the first workdir")
     flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
 
@@ -328,7 +350,10 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     out = Path(FLAGS.out or Path(*FLAGS.workdir[:1]) / f"evaluation_{FLAGS.metric}")
     try:
-        if FLAGS.metric == "pictures":
+        if FLAGS.study:
+            out = Path(FLAGS.out or Path(FLAGS.study) / "report")
+            text = _study(Path(FLAGS.study), out)
+        elif FLAGS.metric == "pictures":
             models = (*FLAGS.model, *FLAGS.workdir)
             asked = Asked(
                 models=models or (() if FLAGS.images else ("fusion_base",)),

@@ -113,10 +113,6 @@ class Surveyed:
         """Measures that some prompt has, in order of their first appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row["measures"]))
 
-    def means(self) -> dict[str, float]:
-        """The mean of each measure over the prompts that have it."""
-        return {name: float(np.nanmean(self.column(name))) for name in self.names}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Survey:

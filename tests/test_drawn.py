@@ -41,6 +41,9 @@ def test_every_prompt_gets_its_own_pictures(rows):
     assert len(draw.calls) == -(-7 // together)
     with pytest.raises(IndexError):
         source[7]
+    again = source.several([6, 0, 3])
+    assert [images.ravel().tolist() for images in again] == [[7, 9], [1, 9], [4, 9]]
+    assert {len(call) for call in draw.calls} == {together}
 
 
 def test_held_out_prompts_are_distinct_and_held_out():

@@ -105,8 +105,8 @@ def trade(folder: Path, found: Found, x: str, y: str) -> Figure | None:
             axes.errorbar(
                 table[x]["mean"],
                 table[y]["mean"],
-                xerr=_bar(table[x]),
-                yerr=_bar(table[y]),
+                xerr=bar(table[x]),
+                yerr=bar(table[y]),
                 color=colour,
                 marker="*" if true else MARKS[index % len(MARKS)],
                 markersize=12 if true else 7,
@@ -114,16 +114,16 @@ def trade(folder: Path, found: Found, x: str, y: str) -> Figure | None:
                 linestyle="none",
                 label=name,
             )
-        axes.set_xlabel(_title(x))
-        axes.set_ylabel(_title(y))
-        _legend(axes)
+        axes.set_xlabel(called(x))
+        axes.set_ylabel(called(y))
+        legend(axes)
 
     heads = ["column", *(f"{m}{part}" for m in (x, y) for part in ("", "_low", "_high"))]
     rows = [
         [name, *(table[m].get(part) for m in (x, y) for part in ("mean", "low", "high"))]
         for name, table in there.items()
     ]
-    title = f"{_title(y)} against {_inner(_title(x))}"
+    title = f"{called(y)} against {_inner(called(x))}"
     return save(folder, f"{y}_against_{x}", title, draw, [heads, *rows])
 
 
@@ -151,7 +151,7 @@ def bars(folder: Path, found: Found) -> Figure | None:
         axes.set_xticks(range(len(names)), [name.removeprefix("variety_") for name in names])
         axes.set_ylabel("Normalised entropy of what was left open")
         axes.grid(False, axis="x")
-        _legend(axes)
+        legend(axes)
 
     heads = ["attribute", *(f"{c}{part}" for c in found for part in ("", "_low", "_high"))]
     rows = [
@@ -163,12 +163,14 @@ def bars(folder: Path, found: Found) -> Figure | None:
     )
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """What is what, below the axes."""
     # Below the axes: inside, it would cover a point sooner or later.
     axes.figure.legend(fontsize=8, loc="outside lower center", ncols=4)
 
 
-def _bar(cell: Mapping[str, float]) -> list[list[float]] | None:
+def bar(cell: Mapping[str, float]) -> list[list[float]] | None:
+    """An interval as an error bar; None where there is none."""
     return [[side] for side in _sides(cell)] if "low" in cell else None
 
 
@@ -177,7 +179,8 @@ def _sides(cell: Mapping[str, float]) -> tuple[float, float]:
     return max(0.0, mean - cell.get("low", mean)), max(0.0, cell.get("high", mean) - mean)
 
 
-def _title(name: str) -> str:
+def called(name: str) -> str:
+    """What a measure is called."""
     return ROWS[name].title if name in ROWS else name
 
 

@@ -1,0 +1,206 @@
+"""Run a grid of trainings and drawings, one row of a table each; stopped, it goes on.
+
+    python -m cosdiff_jax.study --config=configs/study/diversity.py --workdir=studies/diversity
+    python -m cosdiff_jax.study ... --only=diversity --shard=0 --shards=4
+
+Every point is two commands that a user could type, ``train`` and ``evaluate``, in processes of
+their own; they are printed before they run. A training that several points share is made once. A
+point's row is a file of its own under ``rows/``: what is there is never computed again, and several
+machines can share the work on one file system. ``rows.parquet`` is all of them together;
+``python -m cosdiff_jax.evaluate --study=DIR`` draws them.
+"""
+
+import hashlib
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import app, flags
+from ml_collections import config_flags
+
+_log = logging.getLogger("cosdiff_jax")
+
+
+def points(config: Any) -> Iterator[dict[str, Any]]:
+    """Every point of the grid: which training, which drawing, which seed."""
+    for training in config.trainings:
+        for seed in config.seeds:
+            for draw in config.draws:
+                yield {
+                    "training": training["name"],
+                    **training["labels"],
+                    "model": training.get("model", ""),
+                    "flags": " ".join(training["flags"]),
+                    "seed": int(seed),
+                    "method": draw["method"],
+                    "guidance": float(draw["guidance"]),
+                    "num": int(draw["num"]),
+                    "candidates": int(draw.get("candidates", 0)),
+                    "prompts": int(config.prompts),
+                    "steps": int(config.steps),
+                    "recipe": config.recipe,
+                }
+
+
+def train_command(point: Mapping[str, Any], workdir: Path) -> tuple[list[str], Path] | None:
+    """The training of a point and where it goes; None where a model is drawn from as it is."""
+    if point["model"]:
+        return None
+    changes = [*point["flags"].split(), f"seed={point['seed']}"]
+    name = f"{point['training']}-{_digest([point['recipe'], *changes])}"
+    place = workdir / "trainings" / name
+    command = [sys.executable, "-m", "cosdiff_jax.train", f"--config={point['recipe']}"]
+    return [*command, *(f"--config.{c}" for c in changes), f"--workdir={place}"], place
+
+
+def draw_command(point: Mapping[str, Any], workdir: Path, out: Path) -> list[str]:
+    """The drawing and measuring of a point."""
+    training = train_command(point, workdir)
+    source = f"--model={point['model']}" if training is None else f"--workdir={training[1]}"
+    fields = ("num", "prompts", "steps", "guidance", "seed", "method")
+    options = [f"--{name}={point[name]}" for name in fields]
+    if point["candidates"]:
+        options.append(f"--candidates={point['candidates']}")
+    return [sys.executable, "-m", "cosdiff_jax.evaluate", source, *options, f"--out={out}"]
+
+
+def run(
+    config: Any, workdir: Path, *, only: str = "", shard: int = 0, shards: int = 1
+) -> tuple[int, int]:
+    """Compute what is missing.
+
+    Args:
+      config: the grid.
+      workdir: its folder.
+      only: of the trainings, those with this in their name.
+      shard: this machine's number.
+      shards: machines; each takes every so-manieth training, so that none is made twice.
+
+    Returns:
+      How many points were computed, and how many were there.
+
+    Raises:
+      ValueError: a command failed; it is named, and its own words are in the log beside the row.
+    """
+    chosen = [point for point in points(config) if only in point["training"]]
+    if not chosen:
+        raise ValueError(f"no training of the grid has {only!r} in its name")
+    trainings = list(dict.fromkeys(_source(point) for point in chosen))
+    mine = [point for point in chosen if trainings.index(_source(point)) % shards == shard]
+    done = 0
+    for number, point in enumerate(mine):
+        row = workdir / "rows" / f"{_digest(point)}.parquet"
+        if row.exists():
+            continue
+        _log.warning("point %d of %d: %s", number + 1, len(mine), _say(point))
+        log = row.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        training = train_command(point, workdir)
+        if training is not None and not (training[1] / "model" / "config.json").exists():
+            _call(training[0], log)
+            if not (training[1] / "model" / "config.json").exists():
+                raise ValueError(
+                    f"{training[1]} was stopped before its end; the same command goes on"
+                )
+        out = workdir / "drawings" / row.stem
+        _call(draw_command(point, workdir, out), log)
+        _keep(row, point, json.loads((out / "metrics.json").read_text()))
+        done += 1
+    gather(workdir)
+    return done, len(mine) - done
+
+
+def gather(workdir: Path) -> Path:
+    """All rows in one file, ``rows.parquet``."""
+    rows = sorted((workdir / "rows").glob("*.parquet"))
+    if not rows:
+        raise ValueError(f"{workdir} has no rows yet")
+    tables = [pq.read_table(row) for row in rows]
+    place = workdir / "rows.parquet"
+    half = place.with_suffix(".part")
+    pq.write_table(pa.concat_tables(tables, promote_options="default"), half)
+    half.replace(place)
+    return place
+
+
+def _keep(row: Path, point: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """A point and its measures; those of the true distribution begin with ``true_``."""
+    columns = found["columns"]
+    true = columns.pop("true", {})
+    (own,) = columns.values()
+    line: dict[str, Any] = {
+        **point,
+        **{k: str(v) for k, v in found["facts"].items() if k == "date"},
+    }
+    for prefix, table in (("", own), ("true_", true)):
+        for name, cell in table.items():
+            line |= {f"{prefix}{name}{_PARTS[part]}": float(cell[part]) for part in cell}
+    half = row.with_suffix(".part")
+    pq.write_table(pa.table({name: [value] for name, value in line.items()}), half)
+    half.replace(row)
+
+
+_PARTS = {"mean": "", "low": "_low", "high": "_high"}
+
+
+def _call(command: Sequence[str], log: Path) -> None:
+    said = shlex.join(["python", *command[1:]])
+    _log.warning("  %s", said)
+    with open(log, "a") as file:
+        file.write(f"$ {said}\n")
+        file.flush()
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if status:
+        last = log.read_text().strip().splitlines()[-1]
+        raise ValueError(f"{said} ended with {status}: {last} (all of it is in {log})")
+
+
+def _source(point: Mapping[str, Any]) -> str:
+    return json.dumps([point[name] for name in ("model", "recipe", "flags")]) + (
+        "" if point["model"] else str(point["seed"])
+    )
+
+
+def _say(point: Mapping[str, Any]) -> str:
+    told = ("training", "weight", "seed", "method", "guidance", "num")
+    return ", ".join(f"{name} {point[name]}" for name in told if name in point)
+
+
+def _digest(of: Any) -> str:
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def main(argv: list[str]) -> None:
+    """Run, and turn errors a user can mend into one line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    if len(argv) > 1:
+        sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    workdir = Path(FLAGS.workdir)
+    try:
+        done, there = run(
+            FLAGS.config, workdir, only=FLAGS.only, shard=FLAGS.shard, shards=FLAGS.shards
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
+    print(f"{done} points computed, {there} were there: {workdir / 'rows.parquet'}")
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Grid, e.g. configs/study/diversity.py")
+    flags.DEFINE_string("workdir", None, "Folder for trainings, drawings and rows")
+    flags.DEFINE_string("only", "", "Of the trainings, those with this in their name")
+    flags.DEFINE_integer("shard", 0, "This machine's number", lower_bound=0)
+    flags.DEFINE_integer("shards", 1, "Machines that share the work", lower_bound=1)
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
