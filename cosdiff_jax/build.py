@@ -205,7 +205,7 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     needs_clip = "clip" in looks or aligns_in_clip
     through = _through(looks | ({"clip"} if needs_clip else set()))
     nets = models(config, ("language_model", "vae", "backbone", *through))
-    views = _views(nets)
+    views = _views(nets, knobs)
 
     def mix(**weights: float) -> Mix:
         used = {name: weight for name, weight in weights.items() if weight}
@@ -257,13 +257,22 @@ def _times(knobs: Any, trajectory: Trajectory) -> timestep.Times:
     return timestep.Stratified(times=times, lattice=spread == "lattice")
 
 
-def _views(nets: Models) -> dict[str, Callable]:
-    """The features, of networks that are built already."""
+def _views(nets: Models, trained: Any) -> dict[str, Callable]:
+    """The features, of networks that are built already; ``trained`` says how the backbone was."""
+
+    def hidden(**knobs: Any) -> HiddenFeature:
+        return HiddenFeature(
+            backbone=nets.backbone,
+            trajectory=tables.make(tables.TRAJECTORIES, trained.trajectory),
+            parameterization=_parameterization(trained),
+            **knobs,
+        )
+
     return {
         "clip": lambda: ClipFeature(clip=_there(nets, "clip"), vae=nets.vae),
         "latent_clip": lambda: LatentClipFeature(clip=_there(nets, "latent_clip")),
         "vgg": lambda **knobs: VggFeature(vgg=_there(nets, "vgg"), vae=nets.vae, **knobs),
-        "hidden": lambda **knobs: HiddenFeature(backbone=nets.backbone, **knobs),
+        "hidden": hidden,
         "latent": LatentFeature,
     }
 
@@ -361,7 +370,7 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         descent=tables.make(tables.DESCENTS, _choice(knobs, "descent")),
         condition=tables.make(tables.CONDITIONS, _choice(knobs, "condition")),
         repulsion=tables.make(tables.REPULSIONS, _choice(knobs, "repulsion")),
-        view=tables.make({"none": lambda: None, **_views(nets)}, _choice(knobs, "view")),
+        view=tables.make({"none": lambda: None, **_views(nets, trained)}, _choice(knobs, "view")),
     )
     return Sampler(**{**fields, **changes})
 

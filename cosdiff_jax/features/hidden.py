@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cosdiff_jax.flow.parameterization import Parameterization, Velocity
+from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory, along_rows
 from cosdiff_jax.models.clip import unit
 from cosdiff_jax.shapes import Frozen, TextStream
 
@@ -26,12 +28,16 @@ class HiddenFeature:
       time: t at which the samples are shown to it.
       centre: subtract the mean vector of all samples given, so that what every sample has in
         common does not hold the cosines near 1.
+      trajectory: the path that the backbone was trained on.
+      parameterization: how its input was scaled.
     """
 
     backbone: nn.Module
     role: str = "anchor"
     time: float = 0.1
     centre: bool = False
+    trajectory: Trajectory = dataclasses.field(default_factory=RectifiedFlow)
+    parameterization: Parameterization = dataclasses.field(default_factory=Velocity)
 
     def __call__(
         self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
@@ -45,8 +51,10 @@ class HiddenFeature:
             raise ValueError("features of the backbone's hidden layers need the text stream")
         t = jnp.full((samples.shape[0],), self.time, jnp.float32)
         params: Any = {"params": frozen[self.role]}
-        # The sample is shown as its own noisy version's mean, (1 - t) x0: no draw is needed.
-        _, hidden = self.backbone.apply(params, (1.0 - self.time) * samples, t, text, features=True)
+        # The sample is shown as its own noisy version's mean, a_t x0: no draw is needed.
+        mean = along_rows(self.trajectory.coefficients(t)[0], samples) * samples
+        shown = self.parameterization.network_input(mean, t, self.trajectory)
+        _, hidden = self.backbone.apply(params, shown, t, text, features=True)
         return self.pooled(cast(jax.Array, hidden))
 
     def pooled(self, hidden: Float[Array, "B D"]) -> Float[Array, "B D"]:

@@ -11,6 +11,7 @@ from cosdiff_jax.features.feature import Feature
 from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.features.mix import Mix
+from cosdiff_jax.flow import parameterization, trajectory
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import TextStream
@@ -33,11 +34,13 @@ class Pooling(nn.Module):
     """Stands for a backbone: its middle state is the average of what it is shown, and t."""
 
     times: ClassVar[list] = []
+    shown: ClassVar[list] = []
 
     @nn.compact
     def __call__(self, z, t, text, *, features=False):
         bias = self.param("bias", nn.initializers.zeros, (z.shape[-1],))
         self.times.append(t)
+        self.shown.append(z)
         return z, z.mean((1, 2)) + bias[None]
 
 
@@ -102,6 +105,17 @@ def test_hidden_state_is_read_at_a_small_time(frozen):
     np.testing.assert_allclose(got, mean / jnp.linalg.norm(mean, axis=1, keepdims=True), atol=1e-6)
     with pytest.raises(ValueError, match="text stream"):
         feature(frozen, z)
+
+
+def test_hidden_state_is_read_on_the_path_that_is_trained(frozen):
+    z, share = draw(3, 2, 2, 4), np.cos(np.pi / 2 * 0.25)
+    backbone = Pooling()
+    knobs = {"backbone": backbone, "time": 0.25, "trajectory": trajectory.Cosine()}
+    HiddenFeature(**knobs, parameterization=parameterization.V())(frozen, z, TEXT)
+    np.testing.assert_allclose(backbone.shown[-1], share * z, rtol=1e-5)
+    HiddenFeature(**knobs, parameterization=parameterization.Edm(sigma_data=0.5))(frozen, z, TEXT)
+    size = np.sqrt(0.25 * share**2 + 1 - share**2)
+    np.testing.assert_allclose(backbone.shown[-1], share / size * z, rtol=1e-5)
 
 
 def test_centring_takes_out_what_all_share(frozen):
