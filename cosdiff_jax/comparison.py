@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cosdiff_jax.metrics import bootstrap, frechet, manifold, mmd
+from cosdiff_jax.neighbours import Neighbours
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import figures, side_by_side
 from cosdiff_jax.report.measures import ROWS
@@ -53,6 +54,7 @@ def write(
     *,
     reference: Surveyed | None = None,
     eye: str | None = None,
+    training: Neighbours | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """``metrics.json``, ``report.html`` and ``figures/`` (PNG, SVG and CSV) in a folder.
@@ -62,12 +64,19 @@ def write(
       columns: what is compared.
       reference: real pictures of the same prompts, which sets are held to.
       eye: the name of the features.
+      training: what the first column's pictures may have been learnt from.
       facts: what was asked.
 
     Returns:
       What ``metrics.json`` holds.
     """
     found = {column.name: numbers(column.surveyed, reference) for column in columns}
+    if training is not None:
+        interval = bootstrap.Bootstrap()
+        for column in columns:
+            around = interval(_by_prompt(column.surveyed, training))
+            cell = {"mean": around.value, "low": around.low, "high": around.high}
+            found[column.name]["nearest_training"] = cell
     about = {
         **(facts or {}),
         "features": eye,
@@ -92,7 +101,7 @@ def write(
         out / "report.html",
         title=", ".join(name for name in found if name != "true"),
         found=found,
-        galleries=_galleries(columns),
+        galleries=_galleries(columns) | _copies(columns[0], training),
         figures=[figure for figure in drawn if figure is not None],
         facts=about,
     )
@@ -135,6 +144,29 @@ def sets(f: np.ndarray, g: np.ndarray) -> dict[str, float]:
         table |= manifolds.result(manifolds.update(manifolds.init(), f, g))
     discrepancy = mmd.Discrepancy()
     return table | discrepancy.result(discrepancy.update(discrepancy.init(), f, g))
+
+
+def _by_prompt(surveyed: Surveyed, training: Neighbours) -> np.ndarray:
+    """The mean cosine of each prompt's pictures with their nearest training pictures."""
+    assert surveyed.f is not None  # whoever looked at training pictures has looked at these
+    ends = np.cumsum([row["num"] for row in surveyed.rows])[:-1]
+    return np.array([part.mean() for part in np.split(training.nearest(surveyed.f)[0], ends)])
+
+
+def _copies(column: Column, training: Neighbours | None) -> dict[str, list[side_by_side.Gallery]]:
+    """The prompts whose pictures are nearest to training pictures, and those."""
+    if training is None or column.surveyed.f is None:
+        return {}
+    rows = column.surveyed.rows
+    ends = np.cumsum([row["num"] for row in rows])
+    order = np.argsort(-_by_prompt(column.surveyed, training), kind="stable")[:EXTREMES]
+    galleries = []
+    for index, images in zip(order, column.pictures([int(i) for i in order]), strict=True):
+        f = column.surveyed.f[ends[index] - rows[index]["num"] : ends[index]]
+        near = training.pictures(training.nearest(f)[1])
+        groups = {column.name: images, "nearest training picture of each": near}
+        galleries.append(side_by_side.Gallery(caption=rows[index]["caption"], groups=groups))
+    return {f"Nearest to training pictures ({len(training.f):,} of them)": galleries}
 
 
 def text(result: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from absl import app, flags
 from jax.experimental import multihost_utils
 
-from cosdiff_jax import build, comparison, diverse, networks, trained
+from cosdiff_jax import build, comparison, diverse, neighbours, networks, trained
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.gallery import Gallery
@@ -63,6 +63,7 @@ class Asked:
       candidates, steps, guidance: as for ``diverse.DiverseSampler``.
       seed: of held-out prompts, true pictures and noise.
       eye: asset or folder of the CLIP that looks; None takes the first model's.
+      training: how many of the first model's training pictures are searched for copies.
     """
 
     models: Sequence[str] = ()
@@ -76,6 +77,7 @@ class Asked:
     guidance: float | None = None
     seed: int = 0
     eye: str | None = None
+    training: int = 0
 
     def __post_init__(self):
         if not self.models and not self.images:
@@ -165,8 +167,20 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
         ],
         reference=surveyed.get("reference"),
         eye=None if eye is None else eye.name,
+        training=_training(asked, models, eye),
         facts={k: v for k, v in dataclasses.asdict(asked).items() if v not in (None, ())},
     )
+
+
+def _training(
+    asked: Asked, models: Mapping[str, trained.Trained], eye: Eye | None
+) -> neighbours.Neighbours | None:
+    if not asked.training:
+        return None
+    if not models or eye is None:
+        raise ValueError("--training compares with a model's training pictures, by CLIP: name both")
+    data = next(iter(models.values())).config.data
+    return neighbours.of_training(build.source(data, "train"), eye, asked.training)
 
 
 def _eye(asked: Asked, models: Mapping[str, trained.Trained]) -> Eye | None:
@@ -335,6 +349,7 @@ def define() -> None:
     flags.DEFINE_multi_string("method", ["independent"], f"Joined by +; repeat: {known}")
     flags.DEFINE_integer("candidates", None, "Drawn to choose --num from", lower_bound=1)
     flags.DEFINE_string("clip", None, "CLIP that looks: embedded model or folder with weights")
+    flags.DEFINE_integer("training", 0, "Training pictures to search for copies", lower_bound=0)
     flags.DEFINE_string("study", None, "Folder of a study: draws its rows instead of measuring")
     flags.DEFINE_string("out", None, "Folder; by default evaluation_METRIC in the first workdir")
     flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
@@ -367,6 +382,7 @@ def main(argv: list[str]) -> None:
                 guidance=FLAGS.guidance,
                 seed=FLAGS.seed,
                 eye=FLAGS.clip,
+                training=FLAGS.training,
             )
             text = comparison.text(pictures(asked, out))
         else:

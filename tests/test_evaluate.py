@@ -147,3 +147,14 @@ def test_the_worst_and_the_best_are_shown(folder, tmp_path):
     # Two headings, three prompts each, beside the eight first ones; two columns of two pictures.
     assert page.count("<article>") == 8 + 3 + 3
     assert page.count("<img") == (8 + 3 + 3) * 2 * 2
+
+
+def test_copies_of_training_pictures_are_shown(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the training pictures are drawn
+    found = evaluate.pictures(asked(folder, training=16), tmp_path / "out")
+    model, true = found["columns"].values()
+    assert model["nearest_training"]["mean"] <= 1
+    # Pictures of the same kind are nearer to training pictures than an untrained model's noise.
+    assert true["nearest_training"]["mean"] > model["nearest_training"]["mean"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("nearest training picture of each</h4>") == 3

@@ -132,6 +132,12 @@ ROWS = {
     "recall": _share("Recall", "share of real pictures among these"),
     "density": Measure(title="Density", better="true", detail=True),
     "coverage": _share("Coverage", "share of real pictures with one of these near"),
+    "nearest_training": Measure(
+        title="Nearest training picture",
+        better="true",
+        meaning="its cosine; far above that of true pictures, the model has learnt by heart",
+        detail=True,
+    ),
     "evaluations": Measure(
         title="Model evaluations", better="lower", meaning="per prompt; guidance asks twice"
     ),
