@@ -52,17 +52,16 @@ MASK = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool)
 PARAMS, FROZEN, KEY = {"gain": jnp.ones(())}, {"llm": {}}, jax.random.key(3)
 
 
-def draw(num, rows=64, prompts=slice(None), seeds=None, **fields):
+def draw(num, rows=64, prompts=slice(None), seeds=None, key=KEY, **fields):
     sampler = Sampler(
-        backbone=Backbone(),
         language_model=LanguageModel(),
         vae=None,
         shape=(2, 2, 1),
         rows=rows,
-        **({"steps": 4} | fields),
+        **({"backbone": Backbone(), "steps": 4} | fields),
     )
     seeds = np.arange(5)[prompts] if seeds is None else seeds
-    return sampler(PARAMS, FROZEN, TOKENS[prompts], MASK[prompts], KEY, num=num, seeds=seeds)
+    return sampler(PARAMS, FROZEN, TOKENS[prompts], MASK[prompts], key, num=num, seeds=seeds)
 
 
 def test_fewer_samples_are_the_first_of_more():
@@ -99,6 +98,33 @@ def test_guidance_moves_away_from_the_empty_caption():
     plain, guided = (draw(4, guidance=ClassifierFree(scale=s)) for s in (1.0, 2.0))
     assert guided[0].mean() > plain[0].mean()
     np.testing.assert_allclose(guided[2], plain[2], atol=1e-5)
+
+
+def test_another_scale_or_seed_is_not_compiled_again():
+    seen = []
+
+    class Watched(Backbone):
+        @nn.compact
+        def __call__(self, z, t, text):
+            seen.append(z.shape[0])
+            return super().__call__(z, t, text)
+
+    def at(scale, seed):
+        guidance, key = ClassifierFree(scale=scale), jax.random.key(seed)
+        return draw(2, backbone=Watched(), guidance=guidance, key=key)
+
+    first = at(3.0, 0)
+    traced = len(seen)
+    assert traced > 0
+    assert not np.array_equal(at(3.0, 1), first)
+    second = at(5.0, 0)
+    assert len(seen) == traced
+    # The answer is that of the scale asked for, not of the one compiled first.
+    assert not np.array_equal(second, first)
+    np.testing.assert_array_equal(at(3.0, 0), first)
+    # Without guidance half the rows suffice: a program of its own.
+    at(1.0, 0)
+    assert len(seen) > traced and seen[-1] == seen[0] // 2
 
 
 def test_a_group_that_repels_is_never_split():
