@@ -307,6 +307,7 @@ def sample() -> dict:
     """How a run is looked at: a grid every so often, numbers at the first and the last step."""
     return dict(
         every=100,  # steps between two grids
+        measure=0,  # steps between two measurements on the way; 0: only before and after
         prompts=32,  # held-out prompts measured at the first and last step
         shown=8,  # of these, how many are rows of the grids
         num=8,  # K: samples of each

@@ -117,7 +117,7 @@ def train(config, workdir: str) -> TrainState:
         step = int(state.step)
         log = record.Record(workdir, step, write=jax.process_index() == 0)
         if not step:
-            look(job, frozen, state, workdir)
+            look(job, frozen, state, workdir, log)
         rows = example.tokens.shape[0] * config.data.samples
         meter = record.Meter(rows)
         bar = tqdm(
@@ -147,17 +147,21 @@ def train(config, workdir: str) -> TrainState:
                 log.write(step, values)
                 bar.set_postfix_str(brief(values))
             bar.update()
-            if step % config.checkpoint.every == 0 and step < config.steps:
-                save()
-            if step % config.sample.every == 0 and step < config.steps:
-                look(job, frozen, state, workdir, measure=False)
+            if step < config.steps:
+                # Looked at first: what a run killed in between has not kept, it does again.
+                measure = bool(config.sample.measure) and step % config.sample.measure == 0
+                if measure or step % config.sample.every == 0:
+                    look(job, frozen, state, workdir, log, measure=measure)
+                if step % config.checkpoint.every == 0:
+                    save()
         bar.close()
         save()
-        log.close()
         if step < config.steps:
+            log.close()
             _log.info("stopped and saved at step %d; the same command goes on", step)
             return state
-        table = look(job, frozen, state, workdir)
+        table = look(job, frozen, state, workdir, log)
+        log.close()
         seconds = time.monotonic() - began
         model = epath.Path(workdir) / "model"
         job_lib.export(config, job, state.ema, model, seconds=seconds, table=table)
@@ -165,12 +169,22 @@ def train(config, workdir: str) -> TrainState:
     return state
 
 
-def look(job: job_lib.Job, frozen, state: TrainState, workdir: str, *, measure=True) -> dict:
-    """Draw the fixed prompts with the averaged weights, measure, and keep both in samples/."""
+def look(
+    job: job_lib.Job,
+    frozen,
+    state: TrainState,
+    workdir: str,
+    log: record.Record,
+    *,
+    measure: bool = True,
+) -> dict:
+    """Draw the fixed prompts with the averaged weights, measure; keep both, in samples/ and log."""
     seen = job.judge(state.ema, frozen, measure=measure)
     if jax.process_index():
         return seen.table
-    stem = epath.Path(workdir) / "samples" / f"step_{int(state.step):07d}"
+    step = int(state.step)
+    log.look(step, seen.table, seen.images)
+    stem = epath.Path(workdir) / "samples" / f"step_{step:07d}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     if seen.images is not None:
         grid.write_png(stem.with_suffix(".png"), seen.images, job.judge.captions)

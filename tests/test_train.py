@@ -75,7 +75,7 @@ def wait_for_step(process, workdir, step):
 def whole(tmp_path_factory):
     """A run that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(workdir))
+    finish(start(workdir, "--config.sample.measure=4"))
     return workdir
 
 
@@ -88,7 +88,14 @@ def test_leaves_everything_behind(whole):
     ramp = fusion_div.get_config("tiny").objective.flow_matching.diversity.cosine.schedule.linear
     expected = [ramp.end * min((n - ramp.warmup) / ramp.ramp, 1) for n in range(STEPS)]
     assert [line["lambda"] for line in lines] == pytest.approx(expected)
-    assert list(whole.glob("events/*tfevents*"))
+    (events,) = whole.glob("events/*tfevents*")
+    kept = events.read_bytes()
+    # Scalars of the training, and of what was measured before, at step 4 and after, with the grids.
+    assert b"held_out/mean_cosine" in kept and kept.count(b"held_out/clip_score") == 3
+    assert kept.count(b"\x89PNG") == 4
+    assert {p.name for p in whole.glob("samples/*.json")} == {
+        f"step_{n:07d}.json" for n in (0, 4, STEPS)
+    }
     assert {p.name for p in whole.glob("samples/*.png")} == {
         f"step_{n:07d}.png" for n in (0, 2, 4, STEPS)
     }

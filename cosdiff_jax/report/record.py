@@ -3,8 +3,12 @@
 import json
 import time
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
+
+from cosdiff_jax.report import grid
 
 
 class Meter:
@@ -58,6 +62,18 @@ class Record:
             self._flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+
+    def look(
+        self, step: int, table: dict[str, float], images: UInt8[np.ndarray, "P K X Y C"] | None
+    ) -> None:
+        """What was seen at a step, for TensorBoard: measures as ``held_out/...``, and the grid."""
+        if not self._host:
+            return
+        for name, value in table.items():
+            self._events.add_scalar(f"held_out/{name}", value, step)
+        if images is not None:
+            sheet = np.asarray(grid.grid(images, scale=1))
+            self._events.add_image("samples", sheet, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush what is buffered."""
