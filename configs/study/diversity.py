@@ -7,6 +7,8 @@ is drawn from in every way of ``draws``, for every seed. A training takes about 
 CPU cores and a drawing of 64 prompts about five; ``:tiny`` is for tests.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 _TERM = "objective.flow_matching.diversity.cosine.schedule.linear.end"
@@ -16,14 +18,18 @@ _ALIGNMENT = "objective.flow_matching.alignment"
 
 def get_config(preset: str = ""):
     """The grid."""
-    trainings = [dict(name="base", labels=dict(weight=0.0), flags=(), model="fusion_base")]
+    trainings: list[dict[str, Any]] = [
+        dict(name="base", labels=dict(weight=0.0), flags=(), model="fusion_base")
+    ]
     for weight in (0.1, 0.3, 1.0):
         flags = (f"{_TERM}={weight}", f"{_ALIGNMENT}.name=none")
         trainings.append(dict(name="diversity", labels=dict(weight=weight), flags=flags))
     trainings.append(dict(name="alignment", labels=dict(weight=0.0), flags=(_OFF,)))
     both = dict(name="diversity+alignment", labels=dict(weight=1.0), flags=(f"{_TERM}=1.0",))
     trainings.append(both)
-    draws = [dict(method="independent", guidance=scale, num=8) for scale in (1.0, 2.5, 5.0)]
+    draws: list[dict[str, Any]] = [
+        dict(method="independent", guidance=scale, num=8) for scale in (1.0, 2.5, 5.0)
+    ]
     draws += [dict(method="independent", guidance=5.0, num=num) for num in (2, 4, 16)]
     draws.append(dict(method="relevance", guidance=5.0, num=8, candidates=16))
     config = ConfigDict(

@@ -13,11 +13,11 @@ def front(points: Float[np.ndarray, "n M"]) -> Bool[np.ndarray, " n"]:
     Args:
       points: n points in M respects.
     """
-    whole = np.isfinite(points).all(axis=1)
+    whole: np.ndarray = np.all(np.isfinite(points), axis=1)
     x = np.where(whole[:, None], points, -np.inf)
-    no_less = (x[:, None] >= x[None]).all(axis=2)
-    more = (x[:, None] > x[None]).any(axis=2)
-    return whole & ~(no_less & more).any(axis=0)
+    no_less = np.all(x[:, None] >= x[None], axis=2)
+    more = np.any(x[:, None] > x[None], axis=2)
+    return np.logical_and(whole, ~np.any(no_less & more, axis=0))
 
 
 def hypervolume(points: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, " 2"]) -> float:
