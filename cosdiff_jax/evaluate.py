@@ -82,6 +82,8 @@ class Asked:
     def __post_init__(self):
         if not self.models and not self.images:
             raise ValueError("nothing to measure: name a --model, a --workdir or --images")
+        if self.training and not self.models:
+            raise ValueError("--training compares with a model's training pictures: name the model")
         if self.file is None and self.number < 2:
             raise ValueError(f"--prompts={self.prompts}: at least 2 are needed")
         if self.file is None and self.models and (self.images or self.reference):
@@ -177,8 +179,8 @@ def _training(
 ) -> neighbours.Neighbours | None:
     if not asked.training:
         return None
-    if not models or eye is None:
-        raise ValueError("--training compares with a model's training pictures, by CLIP: name both")
+    if eye is None:
+        raise ValueError("--training compares pictures by CLIP, and these have none: name a --clip")
     data = next(iter(models.values())).config.data
     return neighbours.of_training(build.source(data, "train"), eye, asked.training)
 

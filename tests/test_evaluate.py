@@ -102,6 +102,7 @@ def test_a_folder_alone_needs_no_model(foreign):
     [
         ({}, "nothing to measure"),
         ({"models": ("fusion_base",), "prompts": "1"}, "at least 2"),
+        ({"images": ("x",), "training": 5}, "name the model"),
         ({"models": ("fusion_base",), "images": ("x",), "prompts": "4"}, "--prompts=FILE"),
     ],
 )
