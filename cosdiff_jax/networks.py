@@ -23,7 +23,6 @@ from cosdiff_jax.metrics import psnr, retrieval
 from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.shapes import Batch
-from cosdiff_jax.survey import chunks
 
 ASSETS = {"clip": "scenes_clip", "vae": "scenes_vae", "llm": "scenes_llm"}
 
@@ -94,7 +93,7 @@ def consistency(source: str, *, prompts: int, num: int, seed: int) -> tuple[Tabl
         return jnp.stack(states), view(frozen, images)
 
     state = consistency_lib.init()
-    for rows in chunks(prompts, 64):
+    for rows in _chunks(prompts, 64):
         images = to_float(np.concatenate([item["images"] for item in items[rows]]))
         hidden, image = look(model.frozen, images, tokens[rows], mask[rows])
         state = consistency_lib.update(state, hidden, image.reshape(-1, num, image.shape[-1]))
@@ -115,7 +114,7 @@ def retrieved(source: str, *, prompts: int, seed: int) -> Table:
         return image, text
 
     state = retrieval.init()
-    for rows in chunks(prompts, 64):
+    for rows in _chunks(prompts, 64):
         image, text = look(params, images[rows], tokens[rows], mask[rows])
         state = retrieval.update(state, image, text)
     return retrieval.result(state)
@@ -127,7 +126,7 @@ def restored(source: str, *, prompts: int, seed: int) -> Table:
     images = to_float(np.concatenate([i["images"] for i in held_out(prompts, 1, seed)]))
     restore = jax.jit(lambda params, x: vae.apply({"params": params}, x)[0])
     state = psnr.init()
-    for rows in chunks(prompts, 64):
+    for rows in _chunks(prompts, 64):
         state = psnr.update(state, images[rows], np.asarray(restore(params, images[rows])))
     return psnr.result(state)
 
@@ -152,3 +151,7 @@ def network(role: str, source: str) -> tuple[Any, Any, tokenizers.Tokenizer]:
     if not (folder / "tokenizer.json").is_file():
         folder = weights.folder(ASSETS["llm"])
     return made, params, tokenizers.load(folder / "tokenizer.json")
+
+
+def _chunks(number: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, number, size)]

@@ -37,7 +37,7 @@ def points(config: Any) -> Iterator[dict[str, Any]]:
                     "training": training["name"],
                     **training["labels"],
                     "model": training.get("model", ""),
-                    "flags": " ".join(training["flags"]),
+                    "flags": shlex.join(training["flags"]),
                     "seed": int(seed),
                     "method": draw["method"],
                     "guidance": float(draw["guidance"]),
@@ -53,7 +53,7 @@ def train_command(point: Mapping[str, Any], workdir: Path) -> tuple[list[str], P
     """The training of a point and where it goes; None where a model is drawn from as it is."""
     if point["model"]:
         return None
-    changes = [*point["flags"].split(), f"seed={point['seed']}"]
+    changes = [*shlex.split(point["flags"]), f"seed={point['seed']}"]
     name = f"{point['training']}-{_digest([point['recipe'], *changes])}"
     place = workdir / "trainings" / name
     command = [sys.executable, "-m", "cosdiff_jax.train", f"--config={point['recipe']}"]

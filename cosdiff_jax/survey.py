@@ -36,7 +36,7 @@ class Eye:
     """A network that sees pictures, and reads captions, as unit vectors.
 
     Attributes:
-      name: of the features, for names like ``frechet_NAME``.
+      name: of the features, for reports.
       clip: the network.
       params: its weights.
       encode: caption -> tokens "T" and mask "T"; a ValueError where it is too long.
@@ -151,8 +151,8 @@ class Survey:
         mine = range(min(shard * each, len(source)), min((shard + 1) * each, len(source)))
         done, width = _whole_rows(rows), self._width()
         held = features.stat().st_size if features.exists() else 0
-        while sum(row["num"] for row in done) * width * 4 > held:
-            done.pop()
+        ends = np.cumsum([row["num"] for row in done]) * width * 4
+        done = done[: np.searchsorted(ends, held, side="right")]
         with open(rows, "r+b" if rows.exists() else "w+b") as lines:
             lines.truncate(sum(len(_line(row)) for row in done))
             lines.seek(0, os.SEEK_END)
@@ -264,11 +264,6 @@ def of_features(
         found |= scores.result(scores.update(scores.init(), f[None]))
         found["vendi"] = found.pop("vendi_q1")
     return found
-
-
-def chunks(number: int, size: int) -> Iterator[slice]:
-    """Neighbouring stretches of at most ``size``."""
-    return (slice(first, min(first + size, number)) for first in range(0, number, size))
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:

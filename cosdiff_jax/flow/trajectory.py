@@ -15,6 +15,7 @@ No division is by a_t or b_t, which are 0 at an end. The log-SNR lambda (Esser e
 section 2) is +inf where b_t = 0 and -inf where a_t = 0.
 """
 
+import abc
 import functools
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -212,9 +213,9 @@ class _Chain(Trajectory):
                 f"{self.steps}, {self.first} and {self.last}"
             )
 
+    @abc.abstractmethod
     def _beta(self) -> np.polynomial.Polynomial:
         """beta_k as a polynomial in k."""
-        raise NotImplementedError
 
     @functools.cached_property
     def _exponent(self) -> np.ndarray:

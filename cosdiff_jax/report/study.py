@@ -86,8 +86,8 @@ def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
       rows: of ``study.gather``.
 
     Returns:
-      The hypervolume of each trade-off, against the base model drawn independently at the largest
-      guidance (or, without one, the worst of every measure).
+      The hypervolume of each trade-off, against the worst in each respect of the base model drawn
+      independently (or, without that one, of all settings).
     """
     found = settings(rows)
     true = Setting(said={"training": "true"}, rows=[_true(row) for row in rows])
