@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from absl import app, flags
 from jax.experimental import multihost_utils
 
-from cosdiff_jax import build, comparison, diverse, neighbours, networks, trained
+from cosdiff_jax import build, comparison, diverse, neighbours, networks, trained, weights
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.gallery import Gallery
@@ -142,6 +142,9 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
     entries = [*_drawn(asked, models, prompts), *_found(asked, eye)]
     if truth:
         entries += truth
+    _told_apart(entries)
+    # The name of a CLIP stays when its weights are replaced.
+    seen_by = "none" if eye is None else f"{eye.name} {weights.digest(eye.params)}"
     shard, shards = jax.process_index(), jax.process_count()
     surveyed: dict[str, Surveyed] = {}
     for entry in entries:
@@ -149,7 +152,7 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
             folder=out / "measured" / entry.folder,
             eye=eye,
             measures=_measures(asked, models),
-            facts={**entry.facts, "eye": "none" if eye is None else eye.name},
+            facts={**entry.facts, "eye": seen_by},
             label=entry.name,
         )
         survey.run(entry.source, shard=shard, shards=shards)
@@ -172,6 +175,19 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
         training=_training(asked, models, eye),
         facts={k: v for k, v in dataclasses.asdict(asked).items() if v not in (None, ())},
     )
+
+
+def _told_apart(entries: Sequence[Entry]) -> None:
+    """Refuse columns that would be measured into one folder.
+
+    Raises:
+      ValueError: two of one name.
+    """
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.folder in seen:
+            raise ValueError(f"two columns would be called {entry.name!r}: rename one's folder")
+        seen.add(entry.folder)
 
 
 def _training(
@@ -261,8 +277,8 @@ def _drawn(
                 guidance=asked.guidance,
             )
             facts = {
-                "prompts": _digest(json.dumps(prompts, ensure_ascii=False).encode()),
-                "weights": _digest(*map(np.asarray, jax.tree.leaves(model.params))),
+                "prompts": _digest(prompts),
+                "weights": weights.digest(model.params),
                 "sample": json.loads(draw.config.sample.to_json_best_effort()),
                 "num": asked.num,
                 "candidates": draw.total,
@@ -277,7 +293,9 @@ def _drawn(
 def _found(asked: Asked, eye: Eye | None) -> list[Entry]:
     """A column for each folder of pictures."""
     size = None if eye is None else eye.size
-    return [_folder(folder, folder, asked.file, size) for folder in asked.images]
+    # Folders may be called as the true distribution and the reference are here.
+    names = [f"./{x}" if x in ("true", "reference") else x for x in asked.images]
+    return [_folder(n, x, asked.file, size) for n, x in zip(names, asked.images, strict=True)]
 
 
 def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> Entry:
@@ -287,7 +305,7 @@ def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> En
     files = [file for index in range(len(found)) for file in found.names(index)]
     stats = [(Path(folder).expanduser() / file).stat() for file in files]
     state = [(f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
-    return Entry(name=name, source=found, facts={"images": _digest(repr(state).encode())})
+    return Entry(name=name, source=found, facts={"images": _digest(state)})
 
 
 def _measures(asked: Asked, models: Mapping[str, trained.Trained]) -> list[Measure]:
@@ -316,11 +334,8 @@ def _digits(metric: DigitMetric) -> Measure:
     return read
 
 
-def _digest(*parts: Any) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()[:16]
+def _digest(of: Any) -> str:
+    return hashlib.sha256(json.dumps(of, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _study(folder: Path, out: Path) -> str:

@@ -14,7 +14,6 @@ al., arXiv:2310.11513): DIR/00000/metadata.jsonl, samples/0000.png ..., grid.png
 prompts; one that was stopped goes on where it was.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -24,19 +23,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from cosdiff_jax import trained
+from cosdiff_jax import trained, weights
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.prompts import Prompt
 from cosdiff_jax.diverse import METHODS, DiverseSampler, Samples, diverse_samples, overlay
 from cosdiff_jax.report import grid
-from cosdiff_jax.shapes import Params
 
 FLAGS = flags.FLAGS
 
@@ -215,7 +212,7 @@ def generate_folders(
     )
     settings = {
         "model": model.name,
-        "weights": _digest(model.params),
+        "weights": weights.digest(model.params),
         "method": method,
         "num": num,
         "candidates": draw.total,
@@ -308,13 +305,6 @@ def _row(prompt: str, samples: Samples, p: int) -> dict[str, Any]:
 
 def _picture(image: UInt8[np.ndarray, "X Y C"]) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def _digest(params: Params) -> str:
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()[:16]
 
 
 def _something(prompts: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ The folder is one that ships inside the package (``scenes_llm`` ...) or one that
 (``runs/x/model``). config.json is an entry of the menu: ``{"name": "gemma", "gemma": {...}}``.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def load(path: str) -> Params:
             node = node.setdefault(parent, {})
         node[leaf] = value.astype(np.float32) if value.dtype == np.float16 else value
     return tree
+
+
+def digest(params: Params) -> str:
+    """Sixteen letters that tell one set of weights from another."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()[:16]
 
 
 def save(path: epath.PathLike, entry: dict[str, Any], params: Params, *, dtype: str) -> None:

@@ -1,10 +1,12 @@
 """Pictures are measured and put side by side: a model's, a folder's, and the true ones."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax
 import pytest
 from PIL import Image
 
@@ -159,3 +161,34 @@ def test_copies_of_training_pictures_are_shown(folder, tmp_path, monkeypatch):
     assert true["nearest_training"]["mean"] > model["nearest_training"]["mean"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("nearest training picture of each</h4>") == 3
+
+
+def test_columns_are_told_apart(foreign, monkeypatch):
+    monkeypatch.chdir(foreign)
+    (foreign / "made").rename(foreign / "true")
+    (foreign / "real").rename(foreign / "a_b")
+    asked = {"prompts": "prompts.jsonl", "reference": "a_b"}
+    found = evaluate.pictures(evaluate.Asked(images=("true", "a_b"), **asked), foreign / "out")
+    # A folder called so is not taken for the true distribution.
+    assert list(found["columns"]) == ["./true", "a_b"]
+    with pytest.raises(ValueError, match="two columns would be called 'a/b'"):
+        (foreign / "a").mkdir()
+        (foreign / "a_b").rename(foreign / "a" / "b")
+        (foreign / "true").rename(foreign / "a_b")
+        evaluate.pictures(
+            evaluate.Asked(images=("a_b", "a/b"), prompts="prompts.jsonl"), foreign / "other"
+        )
+
+
+def test_another_eye_of_the_same_name_is_another_measurement(foreign, monkeypatch):
+    asked = evaluate.Asked(images=(str(foreign / "made"),), prompts=str(foreign / "prompts.jsonl"))
+    evaluate.pictures(asked, foreign / "out")
+    made = evaluate.clip_eye
+
+    def changed(name):
+        eye = made(name)
+        return dataclasses.replace(eye, params=jax.tree.map(lambda x: x * 1.01, eye.params))
+
+    monkeypatch.setattr(evaluate, "clip_eye", changed)
+    with pytest.raises(ValueError, match=r"another measurement .eye differ"):
+        evaluate.pictures(asked, foreign / "out")
