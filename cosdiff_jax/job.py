@@ -7,6 +7,7 @@ names the field to change.
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grain
@@ -207,6 +208,21 @@ def check(config: Any) -> None:
             raise ValueError(f"data.{field} must be at least 1, not {config.data[field]}")
     if config.steps < 1 or config.log_every < 1 or config.checkpoint.every < 1:
         raise ValueError("steps, log_every and checkpoint.every must be at least 1")
+
+
+def precision(name: str) -> AbstractContextManager[Any]:
+    """The context in which JAX multiplies matrices in the precision of this name.
+
+    Args:
+      name: as ``jax.default_matmul_precision`` takes it; "" leaves it to JAX.
+
+    Raises:
+      ValueError: JAX knows no such precision.
+    """
+    try:
+        return jax.default_matmul_precision(name or None)
+    except ValueError as error:
+        raise ValueError(f"matmul_precision: {error}") from None
 
 
 def check_same_run(config: Any, before: Mapping[str, Any] | None, workdir: str) -> None:

@@ -57,7 +57,8 @@ def train(config, workdir: str) -> TrainState:
     began, stop = time.monotonic(), Stop()
     mesh = sharding.make_mesh(**config.mesh)
     kept = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
-    with kept as checkpoints, jax.set_mesh(mesh):
+    precision = job_lib.precision(config.matmul_precision)
+    with kept as checkpoints, jax.set_mesh(mesh), precision:
         job_lib.check_same_run(config, checkpoints.config(), workdir)
         job = job_lib.prepare(config)
         stream = job.stream(jax.process_index(), jax.process_count())

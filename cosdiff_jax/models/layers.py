@@ -16,6 +16,47 @@ from jaxtyping import Array, Float
 Initializer = Callable[..., jax.Array]
 
 
+def matmul(x: Float[Array, "R D"], kernel: Float[Array, "D M"]) -> Float[Array, "R M"]:
+    """x W, in the precision that ``jax.default_matmul_precision`` asks for.
+
+    XLA for CPU takes "BF16_BF16_F32" (bfloat16 factors, float32 sums, as a TPU multiplies float32)
+    for float32. Where a processor has instructions for it, it is 1.7 to 1.9 times as fast; so for
+    that name the factors are cast here, in both directions.
+    """
+    if jax.config.jax_default_matmul_precision == "BF16_BF16_F32":
+        return _bfloat16(x, kernel)
+    return x @ kernel
+
+
+@jax.custom_vjp
+def _bfloat16(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _product(x, kernel, 1, 0).astype(x.dtype)
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    narrow = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    # The empty ones carry the dtypes that the gradients must have.
+    return _bfloat16(x, kernel), (*narrow, x[:0], kernel[:0])
+
+
+def _backward(kept: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel, like_x, like_kernel = kept
+    to_x = _product(g, kernel, 1, 1).astype(like_x.dtype)
+    return to_x, _product(x, g, 0, 0).astype(like_kernel.dtype)
+
+
+def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+    return jax.lax.dot_general(
+        a.astype(jnp.bfloat16),
+        b.astype(jnp.bfloat16),
+        (((axis_a,), (axis_b,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+_bfloat16.defvjp(_forward, _backward)
+
+
 def side_by_side(init: Initializer, *sizes: int) -> Initializer:
     """Initialise a fused kernel [D, sum(sizes)] part by part, as if each were its own layer."""
 
@@ -75,7 +116,7 @@ class Linear(nn.Module):
         rows, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
         flat = (int(np.prod(inputs)), int(np.prod(self.features)))
         kernel = _kernel(self, inputs + self.features, flat).astype(self.dtype).reshape(flat)
-        y = x.astype(self.dtype).reshape(-1, flat[0]) @ kernel
+        y = matmul(x.astype(self.dtype).reshape(-1, flat[0]), kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.features)
             y = y + bias.astype(self.dtype).reshape(1, -1)
@@ -138,7 +179,7 @@ class _GateUp(nn.Module):
     def __call__(self, x: Float[Array, "R D"]) -> tuple[Float[Array, "R M"], Float[Array, "R M"]]:
         shape = (x.shape[-1], 2, self.hidden)
         kernel = _kernel(self, shape, (shape[0], 2 * self.hidden)).astype(self.dtype)
-        return x @ kernel[:, 0], x @ kernel[:, 1]
+        return matmul(x, kernel[:, 0]), matmul(x, kernel[:, 1])
 
 
 class GeGLU(nn.Module):
