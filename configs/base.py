@@ -43,8 +43,8 @@ def menu() -> Any:
             checkpoint=dict(every=200, keep=2),  # every: steps; keep: how many of the newest
             sample=sample(),
             mesh=dict(data=-1, fsdp=1, tensor=1),  # devices per axis; -1 takes what is left
-            # JAX's default_matmul_precision: "" leaves it to JAX; float32; tensorfloat32;
-            # BF16_BF16_F32 (bfloat16 factors, float32 sums: a sixth faster on CPUs that have them)
+            # JAX's default_matmul_precision: "" leaves it to JAX; float32; tensorfloat32; bfloat16
+            # (bfloat16 factors, float32 sums: a sixth faster on CPUs that have them)
             matmul_precision="",
             export="float32",  # dtype of the weights left in workdir/model: float32, float16
         )

@@ -37,6 +37,6 @@ def get_config(preset: str = ""):
     config.sample.prompts = 16
     config.sample.num = 4
     config.sample.guidance.classifier_free.scale = 3.0
-    config.matmul_precision = "BF16_BF16_F32"
+    config.matmul_precision = "bfloat16"
     config.export = "float16"
     return presets.apply(config, preset)

@@ -19,11 +19,11 @@ Initializer = Callable[..., jax.Array]
 def matmul(x: Float[Array, "R D"], kernel: Float[Array, "D M"]) -> Float[Array, "R M"]:
     """x W, in the precision that ``jax.default_matmul_precision`` asks for.
 
-    XLA for CPU takes "BF16_BF16_F32" (bfloat16 factors, float32 sums, as a TPU multiplies float32)
-    for float32. Where a processor has instructions for it, it is 1.7 to 1.9 times as fast; so for
-    that name the factors are cast here, in both directions.
+    "bfloat16" (bfloat16 factors, float32 sums, as TPUs multiply float32) is an offer that XLA for
+    CPU declines, though processors with instructions for it are 1.7 to 1.9 times as fast: for that
+    name the factors are cast here, in both directions.
     """
-    if jax.config.jax_default_matmul_precision == "BF16_BF16_F32":
+    if jax.config.jax_default_matmul_precision == "bfloat16":
         return _bfloat16(x, kernel)
     return x @ kernel
 
