@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cosdiff_jax import text_stream
+from cosdiff_jax import host, text_stream
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.models.gemma import Gemma
 from cosdiff_jax.models.position import Ape
@@ -122,7 +122,7 @@ def main() -> None:
     if args.only != "sample":
         # Donated state needs a copy of its own: the parameters are used again below.
         state = [jax.tree.map(jnp.copy, params), optimizer.init(params)]
-        train = jax.jit(step, donate_argnums=(0, 1))
+        train = jax.jit(step, donate_argnums=(0, 1), compiler_options=host.compiler_options())
 
         def run_step():
             state[0], state[1], value = train(state[0], state[1], frozen, keys[0])

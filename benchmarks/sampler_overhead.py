@@ -37,16 +37,16 @@ def main() -> None:
     z = jax.random.normal(jax.random.key(1), (args.num, *sampler.shape))
 
     @jax.jit
-    def drawn(params, z):
-        velocity = sampler.velocity(params, model.frozen, text, empty, keys)
+    def drawn(params, frozen, text, empty, keys, z):
+        velocity = sampler.velocity(params, frozen, text, empty, keys)
         return sampler.solver(velocity, z, args.steps)
 
     both = text_stream.concatenate(text, empty)
     twice, t = jnp.concatenate([z, z]), jnp.full(2 * args.num, 0.5)
 
     @jax.jit
-    def call(params, z, t):
-        return sampler.backbone.apply({"params": params}, z, t, both)
+    def call(params, z, t, text):
+        return sampler.backbone.apply({"params": params}, z, t, text)
 
     def timed(run) -> float:
         began = time.perf_counter()
@@ -55,10 +55,10 @@ def main() -> None:
 
     def calls():
         for _ in range(args.steps):
-            jax.block_until_ready(call(model.params, twice, t))
+            jax.block_until_ready(call(model.params, twice, t, both))
 
     def sample():
-        jax.block_until_ready(drawn(model.params, z))
+        jax.block_until_ready(drawn(model.params, model.frozen, text, empty, keys, z))
 
     sample(), calls()
     pairs = [(timed(sample), timed(calls)) for _ in range(args.rounds)]

@@ -121,8 +121,12 @@ def objective() -> dict:
             ),
             # alpha: of the times, 3.0 at 1024 pixels of side; double: as SD3's samplers do
             shift=dict(alpha=1.0, double=False),
-            # of the times of a batch: independent, stratified, lattice
-            spread="independent",
+            spread=dict(  # of the times of a batch
+                name="independent",
+                independent={},
+                stratified={},  # one in each of as many equal parts
+                lattice={},  # and neighbours equally far apart
+            ),
             weighting=dict(  # of the squared error of what is predicted
                 name="constant",
                 constant={},

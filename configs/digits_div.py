@@ -16,7 +16,7 @@ def get_config(preset: str = ""):
     config.data.samples = 8
     config.vae.name = "none"
     config.clip.name = "none"
-    config.backbone.fuse_dit.update(width=128, depth=6, mlp=384, patch=2, channels=1)
+    config.backbone.fuse_dit.update(width=128, depth=6, mlp=384, patch=2, channels=1, unroll=6)
     flow = config.objective.flow_matching
     flow.diversity.name = "cosine"
     flow.diversity.cosine.schedule.linear.update(end=0.05, warmup=1500, ramp=500)
@@ -27,6 +27,7 @@ def get_config(preset: str = ""):
     config.optimizer.shape = "cosine"
     config.optimizer.floor = 0.02
     config.optimizer.ema.update(decay=0.995, every=1)
+    config.matmul_precision = "bfloat16"
     config.checkpoint.every = 500
     config.sample.every = 500
     config.sample.guidance.classifier_free.scale = 2.0

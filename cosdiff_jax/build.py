@@ -245,16 +245,10 @@ def _times(knobs: Any, trajectory: Trajectory) -> timestep.Times:
     """The times that are trained on: drawn, moved to higher noise, spread over the batch."""
     own = functools.partial(timestep.LogNormalSigma, trajectory=trajectory)
     times = tables.make({**tables.TIMES, "log_normal_sigma": own}, knobs.times)
-    shift, spread = knobs.get("shift", {}), knobs.get("spread", "independent")
+    shift = knobs.get("shift", {})
     if shift and (shift["alpha"] != 1 or shift["double"]):
         times = timestep.Shifted(times=times, **shift)
-    if spread == "independent":
-        return times
-    if spread not in ("stratified", "lattice"):
-        raise ValueError(
-            f"objective.flow_matching.spread is independent, stratified or lattice, not {spread!r}"
-        )
-    return timestep.Stratified(times=times, lattice=spread == "lattice")
+    return tables.make(tables.SPREADS, _choice(knobs, "spread", "independent"), times=times)
 
 
 def _views(nets: Models, trained: Any) -> dict[str, Callable]:

@@ -71,10 +71,12 @@ def write(
       What ``metrics.json`` holds.
     """
     found = {column.name: numbers(column.surveyed, reference) for column in columns}
+    nearest: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     if training is not None:
         interval = bootstrap.Bootstrap()
+        nearest = {column.name: _nearest(column.surveyed, training) for column in columns}
         for column in columns:
-            around = interval(_by_prompt(column.surveyed, training))
+            around = interval(np.array([near.mean() for near, _ in nearest[column.name]]))
             cell = {"mean": around.value, "low": around.low, "high": around.high}
             found[column.name]["nearest_training"] = cell
     about = {
@@ -95,13 +97,16 @@ def write(
             for column, table in found.items():
                 if name in table:
                     lines.writerow([name, column, *map(table[name].get, ("mean", "low", "high"))])
+    galleries = _galleries(columns)
+    if training is not None:
+        galleries |= _copies(columns[0], training, nearest[columns[0].name])
     drawn = [figures.trade(out / "figures", found, x, y) for x, y in TRADES]
     drawn.append(figures.bars(out / "figures", found))
     side_by_side.write(
         out / "report.html",
         title=", ".join(name for name in found if name != "true"),
         found=found,
-        galleries=_galleries(columns) | _copies(columns[0], training),
+        galleries=galleries,
         figures=[figure for figure in drawn if figure is not None],
         facts=about,
     )
@@ -146,26 +151,25 @@ def sets(f: np.ndarray, g: np.ndarray) -> dict[str, float]:
     return table | discrepancy.result(discrepancy.update(discrepancy.init(), f, g))
 
 
-def _by_prompt(surveyed: Surveyed, training: Neighbours) -> np.ndarray:
-    """The mean cosine of each prompt's pictures with their nearest training pictures."""
+def _nearest(surveyed: Surveyed, training: Neighbours) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each prompt's pictures the nearest training pictures: cosines, and which they are."""
     assert surveyed.f is not None  # whoever looked at training pictures has looked at these
     ends = np.cumsum([row["num"] for row in surveyed.rows])[:-1]
-    return np.array([part.mean() for part in np.split(training.nearest(surveyed.f)[0], ends)])
+    cosines, which = training.nearest(surveyed.f)
+    return list(zip(np.split(cosines, ends), np.split(which, ends), strict=True))
 
 
-def _copies(column: Column, training: Neighbours | None) -> dict[str, list[side_by_side.Gallery]]:
+def _copies(
+    column: Column, training: Neighbours, nearest: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> dict[str, list[side_by_side.Gallery]]:
     """The prompts whose pictures are nearest to training pictures, and those."""
-    if training is None or column.surveyed.f is None:
-        return {}
-    rows = column.surveyed.rows
-    ends = np.cumsum([row["num"] for row in rows])
-    order = np.argsort(-_by_prompt(column.surveyed, training), kind="stable")[:EXTREMES]
+    order = np.argsort([-near.mean() for near, _ in nearest], kind="stable")[:EXTREMES]
     galleries = []
     for index, images in zip(order, column.pictures([int(i) for i in order]), strict=True):
-        f = column.surveyed.f[ends[index] - rows[index]["num"] : ends[index]]
-        near = training.pictures(training.nearest(f)[1])
+        near = training.pictures(nearest[index][1])
         groups = {column.name: images, "nearest training picture of each": near}
-        galleries.append(side_by_side.Gallery(caption=rows[index]["caption"], groups=groups))
+        caption = column.surveyed.rows[index]["caption"]
+        galleries.append(side_by_side.Gallery(caption=caption, groups=groups))
     return {f"Nearest to training pictures ({len(training.f):,} of them)": galleries}
 
 

@@ -111,6 +111,21 @@ TIMES = {
     "cos_map": timestep.CosMap,
     "log_normal_sigma": _log_normal_sigma,
 }
+
+
+def _independent(times: timestep.Times) -> timestep.Times:
+    return times
+
+
+def _stratified(times: timestep.Times) -> timestep.Times:
+    return timestep.Stratified(times=times)
+
+
+def _lattice(times: timestep.Times) -> timestep.Times:
+    return timestep.Stratified(times=times, lattice=True)
+
+
+SPREADS = {"independent": _independent, "stratified": _stratified, "lattice": _lattice}
 WEIGHTINGS = {
     "constant": weighting.Constant,
     "exponential": weighting.Exponential,

@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from cosdiff_jax import checkpoint, optimizer, sharding
+from cosdiff_jax import checkpoint, host, optimizer, sharding
 from cosdiff_jax import job as job_lib
 from cosdiff_jax.report import curves, grid, page, record
 from cosdiff_jax.report import facts as facts_lib
@@ -109,7 +109,12 @@ def train(config, workdir: str) -> TrainState:
             ema = job.ema(state.ema, params, step)
             return TrainState(step, params, opt_state, ema, memory), logs
 
-        train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
+        train_step = jax.jit(
+            train_step,
+            donate_argnums=0,
+            out_shardings=(places, None),
+            compiler_options=host.compiler_options(),
+        )
 
         def save():
             place = {"stream": stream.get_state(), "seconds": time.monotonic() - began}

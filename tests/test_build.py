@@ -12,7 +12,7 @@ import pytest
 from configs import base, presets
 from cosdiff_jax import build, job, optimizer, tables
 from cosdiff_jax.diversity import alignment
-from cosdiff_jax.flow import trajectory
+from cosdiff_jax.flow import timestep, trajectory
 from cosdiff_jax.shapes import Batch
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,6 +37,7 @@ TABLES = {
     "objective.flow_matching.trajectory": tables.TRAJECTORIES,
     "objective.flow_matching.parameterization": tables.PARAMETERIZATIONS,
     "objective.flow_matching.times": tables.TIMES,
+    "objective.flow_matching.spread": tables.SPREADS,
     "objective.flow_matching.weighting": tables.WEIGHTINGS,
     "objective.flow_matching.diversity": tables.DIVERSITIES,
     "objective.flow_matching.diversity.cosine.schedule": tables.SCHEDULES,
@@ -111,7 +112,10 @@ def test_every_choice_of_the_menu_is_held_to_a_table():
     assert set(choices(base.menu())) == known
 
 
-@pytest.mark.parametrize("path", [p for p in TABLES if p not in ("objective", "backbone")])
+@pytest.mark.parametrize(
+    "path",
+    [p for p in TABLES if p not in ("objective", "backbone", "objective.flow_matching.spread")],
+)
 def test_every_alternative_can_be_made_with_its_menu_knobs(path):
     entry = at(base.menu(), path).to_dict()
     for name, constructor in TABLES[path].items():
@@ -122,6 +126,14 @@ def test_every_alternative_can_be_made_with_its_menu_knobs(path):
             # A knob that is a choice itself has its own row here.
             if hasattr(made, knob) and not isinstance(value, dict):
                 assert getattr(made, knob) == value, f"{path}.{name}.{knob}"
+
+
+def test_times_are_spread_as_the_menu_says():
+    kinds = {}
+    for name, constructor in tables.SPREADS.items():
+        kinds[name] = constructor(times=timestep.LogitNormal())
+    assert kinds["independent"] == timestep.LogitNormal()
+    assert not kinds["stratified"].lattice and kinds["lattice"].lattice
 
 
 def test_unknown_choice_lists_the_choices():

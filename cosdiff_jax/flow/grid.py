@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from cosdiff_jax.flow.timestep import shift
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 
 
@@ -59,12 +60,8 @@ class Shifted:
         """``steps`` + 1 times from 1 to 0."""
         u = Uniform()(steps)
         if self.double:
-            u = np.append(np.linspace(1, self._shift(np.float64(1e-3)), steps), 0.0)
-        return self._shift(u)
-
-    def _shift(self, u):
-        # The denominator is 1 + (alpha - 1) u, written so that u = 1 stays 1 exactly.
-        return self.alpha * u / ((1 - u) + self.alpha * u)
+            u = np.append(np.linspace(1, shift(np.float64(1e-3), self.alpha), steps), 0.0)
+        return shift(u, self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,17 @@ function, from which ``Stratified`` draws more evenly; ``Shifted`` moves one to 
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from cosdiff_jax.flow.trajectory import Edm, Trajectory
+
+Numbers = TypeVar("Numbers", bound=jax.Array | np.ndarray | np.floating)
 
 
 @runtime_checkable
@@ -278,7 +281,7 @@ class Shifted:
         return shift(self.times.quantile(u), self.alpha, double=self.double)
 
 
-def shift(t: Float[Array, "*x"], alpha: float, *, double: bool = False) -> Float[Array, "*x"]:
+def shift(t: Numbers, alpha: float, *, double: bool = False) -> Numbers:
     """The time at m pixels that hides as much as t does at n (Esser et al. 2024, 5.3.2).
 
         t' = alpha t / (1 + (alpha - 1) t),    lambda' = lambda - 2 ln(alpha) on rectified flow
@@ -317,7 +320,7 @@ def resolution_shift(pixels: int, reference: int) -> float:
 
 
 def _lowest(alpha: float) -> float:
-    return alpha / 1000 / (1 + (alpha - 1) / 1000)
+    return float(shift(np.float64(1e-3), alpha))
 
 
 def _check(alpha: float) -> None:
