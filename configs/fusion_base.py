@@ -15,7 +15,7 @@ def get_config(preset: str = ""):
     config.data.samples = 2
     config.data.encoded = True
     config.data.context = 32  # the longest caption has 27 tokens
-    config.data.scenes.folder = "datasets/scenes_base"
+    config.data.scenes.folder = "datasets/scenes_many"
     # Many captions, few pictures of each; the first 11,200 steps saw 12,000 x 8 some 30 times.
     config.data.scenes.update(train=32_000, stored=3)
     # One latent a token: with patches of two, colours come as fast and shapes much later.

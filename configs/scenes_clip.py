@@ -9,14 +9,14 @@ from configs import base, presets
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 1650
+    config.steps = 2100
     config.log_every = 10
     config.data.name = "scenes_pairs"
     config.data.prompts = 128
     config.data.samples = 1
     config.data.context = 48  # a picture said in full takes more words than a prompt
-    config.data.scenes_pairs.folder = "datasets/scenes_base"
-    config.data.scenes_pairs.train = 12_000
+    config.data.scenes_pairs.folder = "datasets/scenes_many"
+    config.data.scenes_pairs.update(train=32_000, stored=3)
     config.clip.name = "clip"
     config.objective.name = "contrastive"
     config.optimizer.name = "muon"

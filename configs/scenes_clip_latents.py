@@ -15,8 +15,8 @@ def get_config(preset: str = ""):
     config.data.prompts = 128
     config.data.samples = 1
     config.data.context = 48  # a picture said in full takes more words than a prompt
-    config.data.scenes_pairs.folder = "datasets/scenes_base"
-    config.data.scenes_pairs.train = 12_000
+    config.data.scenes_pairs.folder = "datasets/scenes_many"
+    config.data.scenes_pairs.update(train=32_000, stored=3)
     config.data.encoded = True
     config.latent_clip.name = "clip"
     config.objective.name = "contrastive_latents"
