@@ -171,9 +171,16 @@ class Checkpoints:
         return None
 
     def ema(self) -> tuple[int, Params]:
-        """Averaged weights of the newest whole step, for inference: ``(step, params)``.
+        """Averaged weights of the newest whole step: ``weights("ema")``."""
+        return self.weights("ema")
+
+    def weights(self, part: str) -> tuple[int, Params]:
+        """Weights of the newest whole step, for inference: ``(step, params)``.
 
         Only they are read, onto one device, whatever devices the run was spread over.
+
+        Args:
+          part: of the train state: "ema", the averaged ones, or "params", those of the step.
 
         Raises:
           ValueError: there is no whole checkpoint.
@@ -187,7 +194,7 @@ class Checkpoints:
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
             def wanted(leaf: Any, name: str, device: Any = device) -> Any:
-                if name != "ema":
+                if name != part:
                     return ocp.PLACEHOLDER
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
@@ -200,7 +207,7 @@ class Checkpoints:
             restored = reader.restore(
                 place, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments)
             )
-            return step, restored["ema"]
+            return step, restored[part]
         raise ValueError(f"no whole checkpoint in {self.folder}")
 
     def __enter__(self) -> "Checkpoints":

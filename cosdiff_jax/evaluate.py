@@ -40,7 +40,7 @@ from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.drawn import DrawnGroups
 from cosdiff_jax.metrics import scenes
 from cosdiff_jax.metrics.digits import DigitMetric
-from cosdiff_jax.report import study
+from cosdiff_jax.report import formulations, study
 from cosdiff_jax.survey import Eye, Measure, Survey, Surveyed
 
 FLAGS = flags.FLAGS
@@ -64,6 +64,7 @@ class Asked:
       seed: of held-out prompts, true pictures and noise.
       eye: asset or folder of the CLIP that looks; None takes the first model's.
       training: how many of the first model's training pictures are searched for copies.
+      ema: whether models draw with their averaged weights or, runs only, with the newest.
     """
 
     models: Sequence[str] = ()
@@ -78,6 +79,7 @@ class Asked:
     seed: int = 0
     eye: str | None = None
     training: int = 0
+    ema: bool = True
 
     def __post_init__(self):
         if not self.models and not self.images:
@@ -136,7 +138,8 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
     Raises:
       ValueError: something the user can put right, in one line.
     """
-    models = {name: trained.load(name, ("llm", "vae", "clip")) for name in asked.models}
+    roles = ("llm", "vae", "clip")
+    models = {name: trained.load(name, roles, ema=asked.ema) for name in asked.models}
     eye = _eye(asked, models)
     prompts, truth = _prompts(asked, models, None if eye is None else eye.size)
     entries = [*_drawn(asked, models, prompts), *_found(asked, eye)]
@@ -345,7 +348,10 @@ def _study(folder: Path, out: Path) -> str:
         raise ValueError(
             f"no study in {folder}: python -m cosdiff_jax.study makes its rows.parquet"
         )
-    volumes = study.write(out, pq.read_table(place).to_pylist())
+    rows = pq.read_table(place).to_pylist()
+    if "formulation" in rows[0]:
+        return formulations.write(out, rows)
+    volumes = study.write(out, rows)
     return "\n".join(f"hypervolume of {name}: {value:.4g}" for name, value in volumes.items())
 
 
@@ -367,6 +373,7 @@ def define() -> None:
     flags.DEFINE_integer("candidates", None, "Drawn to choose --num from", lower_bound=1)
     flags.DEFINE_string("clip", None, "CLIP that looks: embedded model or folder with weights")
     flags.DEFINE_integer("training", 0, "Training pictures to search for copies", lower_bound=0)
+    flags.DEFINE_bool("ema", True, "Averaged weights; --noema draws with a run's newest ones")
     flags.DEFINE_string("study", None, "Folder of a study: draws its rows instead of measuring")
     flags.DEFINE_string("out", None, "Folder; by default evaluation_METRIC in the first workdir")
     flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
@@ -400,8 +407,12 @@ def main(argv: list[str]) -> None:
                 seed=FLAGS.seed,
                 eye=FLAGS.clip,
                 training=FLAGS.training,
+                ema=FLAGS.ema,
             )
-            text = comparison.text(pictures(asked, out))
+            found = pictures(asked, out)
+            if not found:
+                return  # the first host has all there is to say
+            text = comparison.text(found)
         else:
             text = networks.measured(
                 FLAGS.metric,

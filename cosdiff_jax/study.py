@@ -2,6 +2,7 @@
 
     python -m cosdiff_jax.study --config=configs/study/diversity.py --workdir=studies/diversity
     python -m cosdiff_jax.study ... --only=diversity --shard=0 --shards=4
+    python -m cosdiff_jax.study --config=configs/study/sd3.py:twelve --workdir=studies/sd3
 
 Every point is two commands that a user could type, ``train`` and ``evaluate``, in processes of
 their own; they are printed before they run. A training that several points share is made once. A
@@ -13,6 +14,7 @@ machines can share the work on one file system. ``rows.parquet`` is all of them 
 import hashlib
 import json
 import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -33,6 +35,8 @@ def points(config: Any) -> Iterator[dict[str, Any]]:
     for training in config.trainings:
         for seed in config.seeds:
             for draw in config.draws:
+                # Only where it is asked for: rows are found again by all that is said of a point.
+                averaged = {"ema": bool(draw["ema"])} if "ema" in draw else {}
                 yield {
                     "training": training["name"],
                     **training["labels"],
@@ -44,8 +48,9 @@ def points(config: Any) -> Iterator[dict[str, Any]]:
                     "num": int(draw["num"]),
                     "candidates": int(draw.get("candidates", 0)),
                     "prompts": int(config.prompts),
-                    "steps": int(config.steps),
-                    "recipe": config.recipe,
+                    "steps": int(draw.get("steps") or config.steps),
+                    "recipe": training.get("recipe") or config.recipe,
+                    **averaged,
                 }
 
 
@@ -54,7 +59,9 @@ def train_command(point: Mapping[str, Any], workdir: Path) -> tuple[list[str], P
     if point["model"]:
         return None
     changes = [*shlex.split(point["flags"]), f"seed={point['seed']}"]
-    name = f"{point['training']}-{_digest([point['recipe'], *changes])}"
+    # Published names have slashes and brackets.
+    called = re.sub(r"[^\w.+-]+", "_", point["training"]).strip("_")
+    name = f"{called}-{_digest([point['recipe'], *changes])}"
     place = workdir / "trainings" / name
     command = [sys.executable, "-m", "cosdiff_jax.train", f"--config={point['recipe']}"]
     return [*command, *(f"--config.{c}" for c in changes), f"--workdir={place}"], place
@@ -68,18 +75,21 @@ def draw_command(point: Mapping[str, Any], workdir: Path, out: Path) -> list[str
     options = [f"--{name}={point[name]}" for name in fields]
     if point["candidates"]:
         options.append(f"--candidates={point['candidates']}")
+    if not point.get("ema", True):
+        options.append("--noema")
     return [sys.executable, "-m", "cosdiff_jax.evaluate", source, *options, f"--out={out}"]
 
 
 def run(
-    config: Any, workdir: Path, *, only: str = "", shard: int = 0, shards: int = 1
+    config: Any, workdir: Path, *, only: Sequence[str] = (), shard: int = 0, shards: int = 1
 ) -> tuple[int, int]:
     """Compute what is missing.
 
     Args:
       config: the grid.
       workdir: its folder.
-      only: of the trainings, those with this in their name.
+      only: of the trainings, those of these names, or with one of these in their name where none
+        is called so; by default all.
       shard: this machine's number.
       shards: machines; each takes every so-manieth training, so that none is made twice.
 
@@ -89,9 +99,8 @@ def run(
     Raises:
       ValueError: a command failed; it is named, and its own words are in the log beside the row.
     """
-    chosen = [point for point in points(config) if only in point["training"]]
-    if not chosen:
-        raise ValueError(f"no training of the grid has {only!r} in its name")
+    asked = _asked([training["name"] for training in config.trainings], only)
+    chosen = [point for point in points(config) if point["training"] in asked]
     trainings = list(dict.fromkeys(_source(point) for point in chosen))
     mine = [point for point in chosen if trainings.index(_source(point)) % shards == shard]
     done = 0
@@ -162,6 +171,17 @@ def _call(command: Sequence[str], log: Path) -> None:
         raise ValueError(f"{said} ended with {status}: {last} (all of it is in {log})")
 
 
+def _asked(names: Sequence[str], only: Sequence[str]) -> set[str]:
+    """The names that are meant; "rf" is one of them, although it is a part of many."""
+    asked = set() if only else set(names)
+    for part in only:
+        found = {part} & set(names) or {name for name in names if part in name}
+        if not found:
+            raise ValueError(f"no training of the grid has {part!r} in its name")
+        asked |= found
+    return asked
+
+
 def _source(point: Mapping[str, Any]) -> str:
     return json.dumps([point[name] for name in ("model", "recipe", "flags")]) + (
         "" if point["model"] else str(point["seed"])
@@ -169,7 +189,7 @@ def _source(point: Mapping[str, Any]) -> str:
 
 
 def _say(point: Mapping[str, Any]) -> str:
-    told = ("training", "weight", "seed", "method", "guidance", "num")
+    told = ("training", "weight", "seed", "method", "guidance", "num", "steps", "ema")
     return ", ".join(f"{name} {point[name]}" for name in told if name in point)
 
 
@@ -199,7 +219,7 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Grid, e.g. configs/study/diversity.py")
     flags.DEFINE_string("workdir", None, "Folder for trainings, drawings and rows")
-    flags.DEFINE_string("only", "", "Of the trainings, those with this in their name")
+    flags.DEFINE_multi_string("only", [], "Training of this name, or all with it inside; repeat")
     flags.DEFINE_integer("shard", 0, "This machine's number", lower_bound=0)
     flags.DEFINE_integer("shards", 1, "Machines that share the work", lower_bound=1)
     flags.mark_flags_as_required(["config", "workdir"])

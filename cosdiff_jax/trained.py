@@ -30,7 +30,7 @@ class Trained:
     Attributes:
       name: where it comes from, for messages and reports.
       config: the recipe it was trained by.
-      params: the backbone's averaged weights.
+      params: the backbone's weights.
       frozen: the other networks' weights, where the recipe has them.
       tokenizer: of the captions.
     """
@@ -74,19 +74,25 @@ class Trained:
         return tokens, mask, np.array([_number(prompt) for prompt in prompts], np.int32)
 
 
-def load(source: str, roles: tuple[str, ...] = ("llm", "vae")) -> Trained:
+def load(source: str, roles: tuple[str, ...] = ("llm", "vae"), *, ema: bool = True) -> Trained:
     """The model of a working directory, of a folder with weights, or one inside the package.
 
     Args:
       source: the folder, or an embedded model's name.
       roles: which frozen networks to load; measuring and choosing want "clip" too.
+      ema: the averaged weights, or those of the last step, which only a run still has.
 
     Raises:
-      ValueError: there is no such folder, no model in it, or one that draws no pictures.
+      ValueError: there is no such folder, no model in it, or one that draws no pictures; only
+        averaged weights, and others are wanted.
     """
     place = Path(source)
     if (place / "checkpoints").is_dir():
-        return _from_run(place, roles)
+        return _from_run(place, roles, ema)
+    if not ema:
+        raise ValueError(
+            f"{source} has averaged weights alone; name a run's own folder, with its checkpoints"
+        )
     if (place / "model" / "config.json").is_file():
         source = str(place / "model")
     elif not (weights.EMBEDDED / source).is_dir() and not place.is_dir():
@@ -101,14 +107,15 @@ def load(source: str, roles: tuple[str, ...] = ("llm", "vae")) -> Trained:
     return _ready(source, config, build.parameters(config.backbone), roles)
 
 
-def _from_run(workdir: Path, roles: tuple[str, ...]) -> Trained:
+def _from_run(workdir: Path, roles: tuple[str, ...], ema: bool) -> Trained:
     with checkpoint.Checkpoints(workdir, write=False) as checkpoints:
         stored = checkpoints.config()
         if stored is None:
             raise ValueError(f"no checkpoint in {workdir} yet")
         config = _config(stored, str(workdir))
-        step, params = checkpoints.ema()
-    return _ready(f"{workdir} (step {step})", config, params, roles)
+        step, params = checkpoints.weights("ema" if ema else "params")
+    which = f"step {step}" if ema else f"step {step}, not averaged"
+    return _ready(f"{workdir} ({which})", config, params, roles)
 
 
 def _config(stored: dict[str, Any], source: str) -> Any:

@@ -76,7 +76,7 @@ def test_machines_share_the_trainings(tmp_path, monkeypatch):
     done = [study.run(config, tmp_path, shard=shard, shards=3)[0] for shard in range(3)]
     assert sum(done) == 8 and max(done) == 4
     with pytest.raises(ValueError, match="no training"):
-        study.run(config, tmp_path, only="nothing")
+        study.run(config, tmp_path, only=["nothing"])
 
 
 def rows_of(weights, seeds=3, **more):

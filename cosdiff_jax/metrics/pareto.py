@@ -1,7 +1,7 @@
 """Which of several ways cannot be bettered in one respect without losing in the other?"""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 
 def front(points: Float[np.ndarray, "n M"]) -> Bool[np.ndarray, " n"]:
@@ -18,6 +18,26 @@ def front(points: Float[np.ndarray, "n M"]) -> Bool[np.ndarray, " n"]:
     no_less = np.all(x[:, None] >= x[None], axis=2)
     more = np.any(x[:, None] > x[None], axis=2)
     return np.logical_and(whole, ~np.any(no_less & more, axis=0))
+
+
+def ranks(points: Float[np.ndarray, "n M"]) -> Int[np.ndarray, " n"]:
+    """Non-dominated sorting (Deb et al. 2002): 1 for the front, 2 for the next one, and so on.
+
+    The next front is that of the points without those before it. Points with a NaN come last,
+    together.
+
+    Args:
+      points: n points in M respects; more is better in every column.
+    """
+    found = np.zeros(len(points), int)
+    left: np.ndarray = np.all(np.isfinite(points), axis=1)
+    rank = 1
+    while left.any():
+        best = front(np.where(left[:, None], points, np.nan))
+        found[best] = rank
+        left &= ~best
+        rank += 1
+    return np.where(found, found, rank)
 
 
 def hypervolume(points: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, " 2"]) -> float:

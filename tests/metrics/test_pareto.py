@@ -20,6 +20,26 @@ def test_the_front_is_what_nothing_dominates(seed, respects):
     assert 0 < sum(expected) < 30
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("respects", [2, 3])
+def test_ranks_are_the_longest_chains_of_better_points(seed, respects):
+    points = np.random.default_rng(seed).integers(0, 5, (30, respects)).astype(float)
+
+    # Another way to say it: one more than the worst rank among those that dominate a point.
+    def rank(p):
+        return 1 + max((rank(q) for q in points if dominates(q, p)), default=0)
+
+    expected = [rank(p) for p in points]
+    assert pareto.ranks(points).tolist() == expected
+    assert max(expected) > 2
+
+
+def test_what_is_not_known_ranks_last():
+    points = np.array([[1.0, 1.0], [np.nan, 9.0], [0.0, 0.0], [9.0, np.nan]])
+    assert pareto.ranks(points).tolist() == [1, 3, 2, 3]
+    assert pareto.ranks(np.full((2, 2), np.nan)).tolist() == [1, 1]
+
+
 def test_what_is_not_known_is_not_on_the_front():
     points = np.array([[1.0, 1.0], [np.nan, 9.0], [0.0, 0.0]])
     assert pareto.front(points).tolist() == [True, False, False]

@@ -1,0 +1,143 @@
+"""Which way to train a flow is best? The 61 formulations of SD3's study in its 24 settings.
+
+python -m cosdiff_jax.study --config=configs/study/sd3.py:twelve --workdir=studies/sd3 --only=scenes
+python -m cosdiff_jax.evaluate --study=studies/sd3
+
+A formulation is trained once on each of two data sets and drawn from in 24 settings: EMA on and
+off, the data sets, and six samplers, which are 50 steps at guidance 1.0, 2.5 and 5.0 and 5, 10 and
+25 steps at 5.0 (Esser et al. 2024, section 5.1, with Scenes and digits for ImageNet and CC12M).
+Everything but the formulation is the same for all: network, optimizer, a constant rate (a rate that
+falls to nothing does an average's work), the number of steps. All are drawn from by DDIM, which on
+rectified flow is Euler's rule and is exact on every path for a network that is sure of its picture.
+
+``:twelve`` takes twelve formulations that were chosen before any was trained: each of the eleven
+families, and of ``rf/lognorm`` both that the paper names. On two idle CPU cores a Scenes training
+should take about six minutes and each of its twelve drawings of 256 pictures one, so that twelve of
+them and two more seeds of five take less than eight hours. ``--only`` picks trainings, by their
+whole name where there is one of that name; more seeds of the best are
+
+    ... --config.seeds="(0,1,2)" --only="scenes eps/linear" --only="scenes rf/lognorm(0.00,1.00)"
+
+and compute nothing again that is there. ``:tiny`` is for tests.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_FLOW = "objective.flow_matching"
+
+TWELVE = (
+    *("eps/linear", "v/linear", "eps/cos", "v/cos", "rf", "rf/cosmap"),
+    *("rf/lognorm(0.00,1.00)", "rf/lognorm(0.50,0.60)", "rf/mode(1.29)"),
+    *("edm(-1.20,1.20)", "edm/rf", "edm/cos"),
+)
+# (steps, guidance)
+SAMPLERS = ((50, 1.0), (50, 2.5), (50, 5.0), (5, 5.0), (10, 5.0), (25, 5.0))
+
+# Seen with 10 steps of 8 pictures, a run costs little more than its steps.
+_LOOK = ("sample.prompts=4", "sample.shown=4", "sample.num=2", "sample.steps=10")
+_SAME = ("optimizer.shape=constant", "optimizer.rate=1e-3", "sample.solver.name=ddim", *_LOOK)
+# Data set -> recipe, and the changes that make its size.
+_DATA: dict[str, tuple[str, tuple[str, ...]]] = {
+    "scenes": (
+        "configs/fusion_base.py",
+        (
+            *("steps=1000", "checkpoint.every=250", "sample.every=1000"),
+            *("data.scenes.folder=datasets/scenes_study", "data.scenes.train=12000"),
+            *("data.scenes.stored=2", "backbone.fuse_dit.patch=2", "optimizer.ema.decay=0.99"),
+            f"{_FLOW}.parameterization.edm.sigma_data=1.0",  # latents have unit variance
+            *_SAME,
+        ),
+    ),
+    "digits": (
+        "configs/digits_div.py",
+        (
+            *("steps=1500", "checkpoint.every=500", "sample.every=1500"),
+            *(f"{_FLOW}.diversity.name=none", "optimizer.ema.decay=0.99"),
+            *_SAME,
+        ),
+    ),
+}
+_TINY: dict[str, tuple[str, tuple[str, ...]]] = {
+    "scenes": ("configs/fusion_base.py:tiny", ("steps=2", "data.prompts=4")),
+    "digits": ("configs/digits_div.py:tiny", ("steps=2", f"{_FLOW}.diversity.name=none")),
+}
+
+
+def formulations() -> dict[str, tuple[str, ...]]:
+    """The 61 by their published names (``flow.formulation``), as changes to a recipe."""
+    rectified = ("rectified_flow", "velocity")
+    found = {
+        "eps/linear": _ways("ldm_linear", "eps"),
+        "v/linear": _ways("ldm_linear", "v"),
+        "eps/cos": _ways("cosine", "eps"),
+        "v/cos": _ways("cosine", "v"),
+        "rf": _ways(*rectified),
+        "rf/cosmap": _ways(*rectified, "cos_map"),
+        "edm/rf": _ways("edm", "edm", weighting="exponential"),
+        "edm/cos": _ways("cosine", "edm", weighting="exponential"),
+    }
+    for mean in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        for std in (0.2, 0.6, 1.0, 1.4, 1.8, 2.2):
+            ways = _ways(*rectified, "logit_normal", mean=mean, std=std)
+            found[f"rf/lognorm({mean:.2f},{std:.2f})"] = ways
+    for scale in (-1.0, -0.54, -0.08, 0.38, 0.83, 1.0, 1.29, 1.75):
+        found[f"rf/mode({scale:.2f})"] = _ways(*rectified, "mode", scale=scale)
+    for mean in (-1.2, -0.6, 0.0, 0.6, 1.2):
+        for std in (0.6, 1.2, 1.8):
+            ways = _ways("edm", "edm", "log_normal_sigma", mean=mean, std=std)
+            found[f"edm({mean:.2f},{std:.2f})"] = ways
+    return found
+
+
+def _ways(
+    trajectory: str,
+    parameterization: str,
+    times: str = "uniform",
+    weighting: str = "constant",
+    **knobs: float,
+) -> tuple[str, ...]:
+    return (
+        f"{_FLOW}.trajectory.name={trajectory}",
+        f"{_FLOW}.parameterization.name={parameterization}",
+        f"{_FLOW}.times.name={times}",
+        *(f"{_FLOW}.times.{times}.{knob}={value}" for knob, value in knobs.items()),
+        f"{_FLOW}.weighting.name={weighting}",
+    )
+
+
+def get_config(preset: str = ""):
+    """The grid."""
+    names, data, samplers, num = tuple(formulations()), _DATA, SAMPLERS, 4
+    if preset == "twelve":
+        names = TWELVE
+    elif preset == "tiny":
+        names, data = ("eps/linear", "rf/lognorm(0.00,1.00)"), _TINY
+        samplers, num = ((1, 1.0), (2, 2.0)), 2
+    elif preset:
+        raise ValueError(f"configs/study/sd3.py has no preset {preset!r}; there are twelve, tiny")
+    ways = formulations()
+    trainings: list[dict[str, Any]] = [
+        dict(
+            name=f"{source} {name}",
+            labels=dict(formulation=name, data=source),
+            recipe=recipe,
+            flags=(*size, *ways[name]),
+        )
+        for source, (recipe, size) in data.items()
+        for name in names
+    ]
+    draws: list[dict[str, Any]] = [
+        dict(method="independent", guidance=guidance, num=num, steps=steps, ema=ema)
+        for steps, guidance in samplers
+        for ema in (True, False)
+    ]
+    return ConfigDict(
+        dict(
+            trainings=trainings,  # labels: columns of the table; flags: changes to the recipe
+            draws=draws,
+            seeds=(0,),
+            prompts=4 if preset == "tiny" else 64,  # held-out prompts of a drawing
+        )
+    )
