@@ -1,5 +1,7 @@
 """The menu's networks: every knob with its default, every alternative side by side."""
 
+from ml_collections.config_dict import placeholder
+
 
 def language_model() -> dict:
     """The frozen text side."""
@@ -122,9 +124,13 @@ def backbone() -> dict:
             channels=16,  # of the latents, or of the pictures without a VAE
             position=dict(
                 name="rope_2d",
-                ape=dict(max_size=64, base_size=16),
+                # side: tokens per side of the square trained on now; None: max_size
+                ape=dict(max_size=64, base_size=16, side=placeholder(int)),
                 rope_1d=dict(base=10000.0),
                 rope_2d=dict(base=10000.0, absolute=False),  # absolute: a table as well
+                # side: tokens per side of the square that is numbered as rope_2d does;
+                # keep_aspect: one factor for both axes
+                rope_2d_scaled=dict(base=10000.0, absolute=False, side=4, keep_aspect=False),
                 rope_m=dict(base=10000.0),
             ),
             modulation=dict(

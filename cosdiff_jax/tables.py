@@ -194,6 +194,7 @@ POSITIONS = {
     "ape": position.Ape,
     "rope_1d": position.Rope1D,
     "rope_2d": position.Rope2D,
+    "rope_2d_scaled": position.ScaledRope2D,
     "rope_m": position.MRope,
 }
 MODULATIONS = {

@@ -356,7 +356,7 @@ def configuration(backbone: FuseDiT, llm: Gemma) -> dict[str, Any]:
     fusion = backbone.attention
     cross = isinstance(fusion, (fusions.CrossAttention, dit.ShallowCross))
     conditioning = next(k for k, v in CONDITIONINGS.items() if v == backbone.modulation)
-    encoding = next(k for k, v in ENCODINGS.items() if v is type(backbone.position))
+    encoding = next((k for k, v in ENCODINGS.items() if v is type(backbone.position)), "")
     config: dict[str, Any] = {
         "model_type": "FuseDiT",
         "attention": "cross" if cross else "self",
