@@ -18,8 +18,9 @@ is the size, and here it is the one that changes the measured queries (or keys) 
 the mean of r over heads, tokens and pictures, weighted by how much of each channel e carries.
 Directions, and in every layer the mean size of logits and the balance of image against text, stay
 as they were; where r is the same for all, the network computes exactly what it did. With g = 1,
-as fresh norms have it, all logits would start near the same small size. The sharper the attention was, the more is
-lost all the same: with queries and keys twice as long as normed ones, about as much as with g = 1.
+as fresh norms have it, all logits would start near the same small size. The sharper the attention
+was, the more is lost: where queries and keys are twice as long as normed ones, nearly as much as
+with g = 1.
 """
 
 from collections.abc import Callable, Iterable, Mapping
