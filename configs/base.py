@@ -47,6 +47,9 @@ def menu() -> Any:
             # (bfloat16 factors, float32 sums: a sixth faster on CPUs that have them)
             matmul_precision="",
             export="float32",  # dtype of the weights left in workdir/model: float32, float16
+            # Weights & Biases gets what TensorBoard gets, under this project; "" is off.
+            # mode: online, offline (for `wandb sync`), disabled; run: its name there
+            wandb=dict(project="", mode="offline", run=""),
         )
     )
 

@@ -20,11 +20,14 @@ from cosdiff_jax import build, latents, optimizer, tables, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.judge import Drawn, HeldOut, InClip, Judge, Measure
-from cosdiff_jax.report import card
+from cosdiff_jax.report import card, record
 from cosdiff_jax.shapes import Frozen, Params
 
 # Fields that may change between two parts of one run: they do not touch what is computed.
-_FREE = ("recipe", "steps", "log_every", "checkpoint", "sample", "mesh", "export", "data.threads")
+_FREE = (
+    *("recipe", "steps", "log_every", "checkpoint", "sample", "mesh", "export", "data.threads"),
+    "wandb",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +168,17 @@ def drawn(config: Any, source: groups.Source, words: Tokenizer, frozen: Frozen) 
     tokens, mask = words.encode(captions, config.data.context)
     measures: list[Measure] = []
     if "clip" in frozen:
-        clip = build.model("clip", config.clip)
-        measures.append(InClip(clip=clip, params=frozen["clip"], tokens=tokens, mask=mask))
+        embedded = config.clip.name == "asset"
+        measures.append(
+            InClip(
+                clip=build.model("clip", config.clip),
+                name=epath.Path(config.clip.asset.path).name if embedded else "clip",
+                params=frozen["clip"],
+                tokens=tokens,
+                mask=mask,
+                real=real,
+            )
+        )
     measures += build.measures(config.data.name, items)
     return Drawn(
         sampler=build.sampler(config, real.shape[2:]),
@@ -208,6 +220,8 @@ def check(config: Any) -> None:
             raise ValueError(f"data.{field} must be at least 1, not {config.data[field]}")
     if config.steps < 1 or config.log_every < 1 or config.checkpoint.every < 1:
         raise ValueError("steps, log_every and checkpoint.every must be at least 1")
+    # Here, not where the record is opened: a missing package is told before anything is prepared.
+    record.Wandb(**config.wandb)
 
 
 def precision(name: str) -> AbstractContextManager[Any]:

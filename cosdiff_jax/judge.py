@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from cosdiff_jax.data.groups import to_float, to_uint8
-from cosdiff_jax.metrics import clip_score, cosine
+from cosdiff_jax.metrics import clip_score, cosine, frechet
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Batch, Frozen, Params
 
@@ -121,29 +121,54 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InClip:
-    """Cosines within each prompt's group and between picture and prompt, in CLIP's space.
+    """Cosines in each prompt's group and between picture and prompt, and how far off the set is.
 
     Attributes:
-      clip: the network.
+      clip: the network, in whose space all is measured.
+      name: of it; a Frechet distance means nothing without.
       params: its weights.
       tokens, mask: the P prompts.
+      real: pictures of the same prompts, which the set is held to.
       percent: of the top-k % cosine.
     """
 
     clip: Any
+    name: str
     params: Params
     tokens: Int[np.ndarray, "P T"]
     mask: Bool[np.ndarray, "P T"]
+    real: Groups
     percent: float = 20.0
 
     def __call__(self, groups: Groups) -> dict[str, float]:
-        """``mean_cosine``, ``top_cosine`` and ``clip_score``."""
+        """``mean_cosine``, ``top_cosine``, ``vendi``, ``clip_score`` and ``frechet_NAME_nB``.
+
+        The last is that of B = P K pictures from the real ones, whose own is 0. It falls as B
+        grows, so it is comparable only at the same B.
+        """
         cosines, scores = cosine.init(), clip_score.init()
+        moments = frechet.init(self.clip.features)
         for group, said in zip(groups, self._said, strict=True):
-            f = np.asarray(self._image(self.params, to_float(group)))[None]
-            cosines = cosine.update(cosines, f, self.percent)
-            scores = clip_score.update(scores, f, said[None])
-        return {**cosine.result(cosines), **clip_score.result(scores)}
+            f = self._seen(group)
+            cosines = cosine.update(cosines, f[None], self.percent)
+            scores = clip_score.update(scores, f[None], said[None])
+            moments = frechet.update(moments, f)
+        apart = frechet.result(moments, self._real)["frechet"]
+        return {
+            **cosine.result(cosines),
+            **clip_score.result(scores),
+            f"frechet_{self.name}_n{moments.number}": apart,
+        }
+
+    def _seen(self, group: UInt8[np.ndarray, "K X Y C"]) -> Float[np.ndarray, "K F"]:
+        return np.asarray(self._image(self.params, to_float(group)))
+
+    @functools.cached_property
+    def _real(self) -> frechet.Moments:
+        moments = frechet.init(self.clip.features)
+        for group in self.real:
+            moments = frechet.update(moments, self._seen(group))
+        return moments
 
     # A run is measured before, after and against real pictures: compiled once, captions read once.
     @functools.cached_property

@@ -79,11 +79,9 @@ class Eye:
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         params = jax.device_put(self.params, whole)
-        look = jax.jit(
-            lambda p, x: self.clip.apply({"params": p}, x, method="image"),
-            in_shardings=(whole, split),
-        )
-        return lambda x: look(params, x)
+        look = jax.jit(lambda p, x: self.clip.apply({"params": p}, x, method="image"))
+        # Placed by hand: among several hosts jit takes no numpy array that is to be split.
+        return lambda x: look(params, jax.device_put(x, split))
 
     @functools.cached_property
     def _text(self) -> Callable:
@@ -145,7 +143,7 @@ class Survey:
           ValueError: the folder was begun under other facts.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim(len(source), shards)
+        self._claim(len(source), shard, shards)
         rows, features = self._files(shard, shards)
         each = math.ceil(len(source) / shards)
         mine = range(min(shard * each, len(source)), min((shard + 1) * each, len(source)))
@@ -223,7 +221,7 @@ class Survey:
             }
             yield row, f
 
-    def _claim(self, prompts: int, shards: int) -> None:
+    def _claim(self, prompts: int, shard: int, shards: int) -> None:
         place = self.folder / "survey.json"
         facts = json.loads(json.dumps({**self.facts, "prompts": prompts, "shards": shards}))
         if place.exists():
@@ -235,7 +233,8 @@ class Survey:
                     "another --out or delete it"
                 )
             return
-        half = place.with_suffix(f".{os.getpid()}.part")
+        # In containers all hosts may have the same process number.
+        half = place.with_suffix(f".{shard}.{os.getpid()}.part")
         half.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         half.replace(place)
 

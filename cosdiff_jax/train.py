@@ -116,12 +116,15 @@ def train(config, workdir: str) -> TrainState:
             compiler_options=host.compiler_options(),
         )
 
+        recipe = json.loads(config.to_json_best_effort())
+
         def save():
             place = {"stream": stream.get_state(), "seconds": time.monotonic() - began}
-            checkpoints.save(state, place, json.loads(config.to_json_best_effort()))
+            checkpoints.save(state, place, recipe)
 
-        step = int(state.step)
-        log = record.Record(workdir, step, write=jax.process_index() == 0)
+        step, first = int(state.step), jax.process_index() == 0
+        wandb = record.Wandb(**config.wandb)
+        log = record.Record(workdir, step, write=first, wandb=wandb, config=recipe)
         if not step:
             look(job, frozen, state, workdir, log)
         rows = example.tokens.shape[0] * config.data.samples

@@ -1,3 +1,6 @@
+import json
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -57,4 +60,18 @@ def test_what_cannot_be_encoded_is_one_line(tmp_path, recipe, data, said):
     config.data.scenes_pairs.folder = str(tmp_path)
     config.data.name, config.data.encoded = data, True
     with pytest.raises(ValueError, match=rf"data\.encoded.*{said}"):
+        job.prepare(config)
+
+
+def test_a_run_may_begin_or_leave_weights_and_biases_when_it_goes_on(monkeypatch):
+    config = fusion_base.get_config("tiny")
+    before = json.loads(config.to_json_best_effort())
+    config.wandb.update(project="other", mode="online", run="second")
+    job.check_same_run(config, before, "run")
+    config.optimizer.rate *= 2
+    with pytest.raises(ValueError, match=r"optimizer\.rate"):
+        job.check_same_run(config, before, "run")
+    # A missing package is told before anything is prepared.
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"pip install .cosdiff_jax\[wandb\]"):
         job.prepare(config)

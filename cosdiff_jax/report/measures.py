@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, SupportsFloat, TypeAlias
 
@@ -164,13 +165,15 @@ def table(
 ) -> list[Row]:
     """Rows for every measure that ``before`` or ``after`` has, known ones first and in order.
 
-    An unknown name is shown as it is, folded with the details, and not judged.
+    An unknown name is shown as it is, folded with the details, and not judged; only a Frechet
+    distance is known whatever its features and number of pictures: ``frechet_scenes_clip_n256``.
     """
     names = [name for name in ROWS if name in before or name in after]
     names += [name for name in {**before, **after} if name not in ROWS]
     rows = []
     for name in names:
-        measure = ROWS.get(name) or Measure(title=name.replace("_", " "), better="", detail=True)
+        measure = ROWS.get(name) or _frechet(name)
+        measure = measure or Measure(title=name.replace("_", " "), better="", detail=True)
         rows.append(
             Row(
                 name=measure.title,
@@ -226,6 +229,14 @@ def show(row: Row, value: float | None) -> str:
     if value is None:
         return "n/a"
     return f"{100 * value:.1f} %" if row.percent else f"{value:.3f}"
+
+
+def _frechet(name: str) -> Measure | None:
+    told = re.fullmatch(r"frechet_(.+)_n(\d+)", name)
+    if told is None:
+        return None
+    title = f"Frechet distance of {int(told[2]):,} pictures, {told[1]} features"
+    return dataclasses.replace(ROWS["frechet"], title=title)
 
 
 def _float(value: SupportsFloat | None) -> float | None:

@@ -1,11 +1,15 @@
 """What a run writes down while it goes on, and how fast it goes."""
 
+import dataclasses
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
+from PIL import Image
 from tensorboardX import SummaryWriter
 
 from cosdiff_jax.report import grid
@@ -25,16 +29,119 @@ class Meter:
         return 0.0 if since is None else self._rows * (step - since) / elapsed
 
 
+WANDB_MODES = ("online", "offline", "disabled")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """Whether a run is recorded at Weights & Biases as well, and where.
+
+    Attributes:
+      project: it belongs to; "" records nothing there.
+      mode: "online" sends, "offline" writes what ``wandb sync`` sends later, "disabled" does
+        neither.
+      run: its name there; "" leaves the choice to Weights & Biases.
+
+    Raises:
+      ValueError: an unknown mode, or the package is missing.
+    """
+
+    project: str = ""
+    mode: str = "offline"
+    run: str = ""
+
+    def __post_init__(self):
+        if self.mode not in WANDB_MODES:
+            raise ValueError(f"wandb.mode={self.mode!r} is not one of {', '.join(WANDB_MODES)}")
+        if self.project:
+            _wandb()
+
+    def open(self, workdir: str, config: Mapping[str, Any]) -> "WandbRun | None":
+        """Begin the run of a workdir, or go on with it; None where there is no project.
+
+        Args:
+          workdir: keeps the run's id in ``wandb_id.txt``, and its files unless it is in a bucket.
+          config: the recipe.
+
+        Raises:
+          ValueError: Weights & Biases refused, in its own words.
+        """
+        if not self.project:
+            return None
+        wandb, place = _wandb(), epath.Path(workdir) / "wandb_id.txt"
+        try:
+            run = wandb.init(
+                project=self.project,
+                name=self.run or None,
+                mode=self.mode,
+                id=place.read_text().strip() if place.exists() else None,
+                resume="allow",
+                dir=None if "://" in workdir else workdir,
+                config=dict(config),
+                # The fields that may differ between two parts of a run.
+                allow_val_change=True,
+            )
+        except wandb.Error as error:
+            raise ValueError(f"wandb: {' '.join(str(error).split())}") from None
+        place.write_text(f"{run.id}\n")
+        # Its own count of calls only grows, and what a killed run did twice would be thrown away.
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return WandbRun(run=run, picture=wandb.Image)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WandbRun:
+    """A run that is open.
+
+    Attributes:
+      run: what ``wandb.init`` returned.
+      picture: ``wandb.Image``.
+    """
+
+    run: Any
+    picture: Any
+
+    def log(self, step: int, values: Mapping[str, float], sheet: Image.Image | None = None) -> None:
+        """Numbers of a step, and the grid beside them."""
+        shown = {} if sheet is None else {"samples": self.picture(sheet)}
+        self.run.log({"step": step, **values, **shown})
+
+
+def _wandb() -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            'wandb.project needs the package wandb: pip install "cosdiff_jax[wandb]"'
+        ) from None
+    return wandb
+
+
 class Record:
-    """metrics.jsonl and TensorBoard events.
+    """metrics.jsonl, TensorBoard events and, if asked for, a run at Weights & Biases.
 
     Args:
       workdir: the run's folder.
-      step: the step the run goes on from; what a killed run wrote after it is taken out.
+      step: the step the run goes on from; what a killed run wrote after it is taken out (at
+        Weights & Biases it stays, and comes again).
       write: False makes every call do nothing: one host of a pod keeps the record.
+      wandb: of Weights & Biases.
+      config: the recipe, for Weights & Biases.
+
+    Raises:
+      ValueError: as ``Wandb.open``.
     """
 
-    def __init__(self, workdir: str, step: int, *, write: bool = True):
+    def __init__(
+        self,
+        workdir: str,
+        step: int,
+        *,
+        write: bool = True,
+        wandb: Wandb | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
         self._host = write
         if not self._host:
             return
@@ -49,6 +156,7 @@ class Record:
             self._lines = [line for line in whole if json.loads(line)["step"] <= step]
         self._flush()
         self._events = SummaryWriter(f"{workdir}/events", purge_step=step + 1)
+        self._wandb = None if wandb is None else wandb.open(workdir, config or {})
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write down one step's scalars."""
@@ -62,24 +170,31 @@ class Record:
             self._flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(step, values)
 
     def look(
         self, step: int, table: dict[str, float], images: UInt8[np.ndarray, "P K X Y C"] | None
     ) -> None:
-        """What was seen at a step, for TensorBoard: measures as ``held_out/...``, and the grid."""
+        """What was seen at a step: measures as ``held_out/...``, and the grid."""
         if not self._host:
             return
-        for name, value in table.items():
-            self._events.add_scalar(f"held_out/{name}", value, step)
-        if images is not None:
-            sheet = np.asarray(grid.grid(images, scale=1))
-            self._events.add_image("samples", sheet, step, dataformats="HWC")
+        values = {f"held_out/{name}": value for name, value in table.items()}
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        sheet = None if images is None else grid.grid(images, scale=1)
+        if sheet is not None:
+            self._events.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+        if self._wandb is not None and (values or sheet is not None):
+            self._wandb.log(step, values, sheet)
 
     def close(self) -> None:
         """Flush what is buffered."""
         if self._host:
             self._flush()
             self._events.close()
+            if self._wandb is not None:
+                self._wandb.run.finish()
 
     def _flush(self) -> None:
         self._path.write_text("".join(line + "\n" for line in self._lines))

@@ -39,6 +39,15 @@ def test_table_keeps_order_and_takes_unknown_measures():
     assert rows[2].verdict() == ""
 
 
+def test_a_frechet_distance_is_known_whatever_its_features():
+    name = "frechet_scenes_clip_n1024"
+    (row,) = measures.table({name: 0.5}, {name: 0.25}, {name: 0.0})
+    assert row.name == "Frechet distance of 1,024 pictures, scenes_clip features"
+    assert row.verdict() == "better" and not row.detail
+    (unknown,) = measures.table({"frechet_n": 0.5}, {}, {})
+    assert unknown.name == "frechet n" and unknown.detail
+
+
 def test_summary_warns_when_variety_was_bought_with_broken_pictures():
     before = {"mean_cosine": 0.9, "all": 0.9}
     true = {"mean_cosine": 0.8, "all": 1.0}

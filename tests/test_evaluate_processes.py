@@ -1,0 +1,81 @@
+"""Two processes that measure together find what one finds alone."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from cosdiff_jax import evaluate
+
+ROOT = pathlib.Path(__file__).parent.parent
+ASKED = {"num": 2, "steps": 2, "prompts": 5}
+
+WORKER = """
+import sys
+import jax
+from absl import app
+from cosdiff_jax import evaluate
+
+port, rank, options = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+assert jax.process_count() == 2
+evaluate.define()
+app.run(evaluate.main, argv=["evaluate", *options])
+"""
+
+
+@pytest.fixture(scope="module")
+def together(folder, tmp_path_factory):
+    """What two processes leave, and what each of them says."""
+    out = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = [f"--{name}={value}" for name, value in ASKED.items()]
+    options += [f"--model={folder}", f"--out={out}"]
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(port), str(rank), *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = []
+    try:
+        for worker in workers:
+            told, complaint = worker.communicate(timeout=600)
+            assert worker.returncode == 0, complaint
+            said.append(told)
+    finally:
+        for worker in workers:
+            worker.kill()
+    return out, said
+
+
+def test_two_processes_are_one(folder, together, tmp_path):
+    out, said = together
+    asked = evaluate.Asked(models=(folder,), **{**ASKED, "prompts": str(ASKED["prompts"])})
+    alone = evaluate.pictures(asked, tmp_path)["columns"]
+    both = json.loads((out / "metrics.json").read_text())["columns"]
+    assert both.keys() == alone.keys()
+    for column, table in alone.items():
+        assert both[column].keys() == table.keys()
+        for name in table.keys() - {"seconds"}:
+            assert both[column][name] == pytest.approx(table[name], rel=1e-4, abs=1e-5), name
+    # Each measured a part: the first three prompts and the other two.
+    files = sorted(out.glob("measured/true/rows-*"))
+    assert [len(file.read_text().splitlines()) for file in files] == [3, 2]
+    # The first alone says what was found.
+    assert ["mean_cosine" in told and "written to" in told for told in said] == [True, False]
+    assert "written to" not in said[1]
+    assert (out / "report.html").exists()
