@@ -9,7 +9,7 @@ from configs import base, presets
 def get_config(preset: str = ""):
     """The recipe."""
     config = base.menu()
-    config.steps = 17_000
+    config.steps = 14_100
     config.log_every = 20
     config.data.prompts = 32
     config.data.samples = 2
