@@ -7,7 +7,7 @@ function, from which ``Stratified`` draws more evenly; ``Shifted`` moves one to 
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,6 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from cosdiff_jax.flow.trajectory import Edm, Trajectory
-
-Numbers = TypeVar("Numbers", bound=jax.Array | np.ndarray | np.floating)
 
 
 @runtime_checkable
@@ -281,7 +279,7 @@ class Shifted:
         return shift(self.times.quantile(u), self.alpha, double=self.double)
 
 
-def shift(t: Numbers, alpha: float, *, double: bool = False) -> Numbers:
+def shift(t: Any, alpha: float, *, double: bool = False) -> Any:
     """The time at m pixels that hides as much as t does at n (Esser et al. 2024, 5.3.2).
 
         t' = alpha t / (1 + (alpha - 1) t),    lambda' = lambda - 2 ln(alpha) on rectified flow
@@ -289,7 +287,7 @@ def shift(t: Numbers, alpha: float, *, double: bool = False) -> Numbers:
     Both ends stay. The inverse is the shift by 1 / alpha; shifts multiply.
 
     Args:
-      t: times of a distribution or of a sampler's grid.
+      t: times of a distribution (JAX) or of a sampler's grid (numpy, which stays numpy).
       alpha: sqrt(m / n), see ``resolution_shift``; above 1 means more noise. SD3 uses 3.0 at 1024
         pixels of side, in training and in sampling.
       double: the published samplers of SD3 lay their even grid between 1 and the first of 1,000

@@ -23,7 +23,8 @@ def matmul(x: Float[Array, "R D"], kernel: Float[Array, "D M"]) -> Float[Array, 
     CPU declines, though processors with instructions for it are 1.7 to 1.9 times as fast: for that
     name the factors are cast here, in both directions.
     """
-    if jax.config.jax_default_matmul_precision == "bfloat16":
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if asked == "bfloat16":
         return _bfloat16(x, kernel)
     return x @ kernel
 
