@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PY := .venv/bin/python
 WORKDIR ?= runs/fusion_div
 
-.PHONY: env train test lint notebooks bench assets clean
+.PHONY: env train test slow lint notebooks bench assets clean
 
 env: .venv/ready
 
@@ -26,6 +26,10 @@ train: env
 test: env lint
 	$(PY) -m pytest
 	$(MAKE) notebooks
+
+# What would make the tests last longer than a change can wait.
+slow: env
+	$(PY) -m pytest -m slow
 
 # Every cell runs on the embedded models; what a notebook shows is not kept.
 notebooks: .venv/notebooks

@@ -83,6 +83,7 @@ def test_trainings_are_asked_for_by_name(tmp_path):
     assert command[3] == f"--config={point['recipe']}"
 
 
+@pytest.mark.slow
 def test_one_point_end_to_end_is_computed_once(tmp_path, monkeypatch):
     """Trained and drawn from in processes of their own, without EMA, on its own path."""
     # The emulated devices of the tests are more than the four pictures of a step.
