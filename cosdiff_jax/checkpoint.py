@@ -170,10 +170,6 @@ class Checkpoints:
                 _log.warning("config of checkpoint %d cannot be read: %s", step, error)
         return None
 
-    def ema(self) -> tuple[int, Params]:
-        """Averaged weights of the newest whole step: ``weights("ema")``."""
-        return self.weights("ema")
-
     def weights(self, part: str) -> tuple[int, Params]:
         """Weights of the newest whole step, for inference: ``(step, params)``.
 

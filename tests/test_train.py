@@ -109,7 +109,7 @@ def test_leaves_everything_behind(whole):
 
 def test_a_relative_folder_is_read_too(whole, monkeypatch):
     monkeypatch.chdir(whole.parent)
-    assert checkpoint.Checkpoints(whole.name).ema()[0] == STEPS
+    assert checkpoint.Checkpoints(whole.name).weights("ema")[0] == STEPS
 
 
 def assert_same(one, other):

@@ -127,6 +127,31 @@ def trade(folder: Path, found: Found, x: str, y: str) -> Figure | None:
     return save(folder, f"{y}_against_{x}", title, draw, [heads, *rows])
 
 
+def point(
+    axes: Axes,
+    x: Mapping[str, float],
+    y: Mapping[str, float],
+    *,
+    index: int,
+    filled: bool = True,
+    label: str | None = None,
+) -> None:
+    """One point with its intervals, in the ``index``-th colour and mark; hollow unless filled."""
+    colour = COLOURS[index % len(COLOURS)]
+    axes.errorbar(
+        x["mean"],
+        y["mean"],
+        xerr=bar(x),
+        yerr=bar(y),
+        color=colour,
+        marker=MARKS[index % len(MARKS)],
+        markerfacecolor=colour if filled else "none",
+        elinewidth=0.8,
+        linestyle="none",
+        label=label,
+    )
+
+
 def bars(folder: Path, found: Found) -> Figure | None:
     """Variety of each attribute that captions left open, a bar for each column."""
     names = [name for name in ROWS if name.startswith("variety_")]

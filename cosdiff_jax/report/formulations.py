@@ -276,19 +276,8 @@ def _trade(folder: Path, ranking: Ranking) -> figures.Figure:
 
     def draw(axes: Axes) -> None:
         for index, ((name, a, b), best) in enumerate(zip(points, front, strict=True)):
-            colour = figures.COLOURS[index % len(figures.COLOURS)]
-            axes.errorbar(
-                a["mean"],
-                b["mean"],
-                xerr=figures.bar(a),
-                yerr=figures.bar(b),
-                color=colour,
-                marker=figures.MARKS[index % len(figures.MARKS)],
-                markerfacecolor=colour if best else "none",
-                elinewidth=0.8,
-                linestyle="none",
-                label=name if index < 2 * LINES else None,
-            )
+            label = name if index < 2 * LINES else None
+            figures.point(axes, a, b, index=index, filled=bool(best), label=label)
         axes.set_xlabel(_called(x))
         axes.set_ylabel(_called(y))
         figures.legend(axes)

@@ -144,18 +144,7 @@ def _trade(
         kinds = list(dict.fromkeys(each.said["training"] for each, _, _ in points))
         for (each, a, b), front in zip(points, best, strict=True):
             index = kinds.index(each.said["training"])
-            colour = figures.COLOURS[index % len(figures.COLOURS)]
-            axes.errorbar(
-                a["mean"],
-                b["mean"],
-                xerr=figures.bar(a),
-                yerr=figures.bar(b),
-                color=colour,
-                marker=figures.MARKS[index % len(figures.MARKS)],
-                markerfacecolor=colour if front else "none",
-                elinewidth=0.8,
-                linestyle="none",
-            )
+            figures.point(axes, a, b, index=index, filled=bool(front))
         for index, kind in enumerate(kinds):
             colour = figures.COLOURS[index % len(figures.COLOURS)]
             axes.plot([], [], figures.MARKS[index % len(figures.MARKS)], color=colour, label=kind)
