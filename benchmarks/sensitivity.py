@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosdiff_jax import comparison, evaluate
+from cosdiff_jax import columns, comparison
 from cosdiff_jax.data.scenes import grammar, prior
 from cosdiff_jax.data.scenes.held_out import HeldOut, held_out
 from cosdiff_jax.survey import Survey
@@ -101,19 +101,19 @@ def main() -> None:
         "true": true,
         "reference": true.redrawn(args.num, seed=1),
     }
-    eye = evaluate.clip_eye("scenes_clip")
+    eye = columns.clip_eye("scenes_clip")
     surveyed = {}
     for name, source in sources.items():
         survey = Survey(
             folder=args.out / "measured" / name.replace(" ", "_"),
             eye=eye,
-            measures=[evaluate.scenes_of],
+            measures=[columns.scenes_of],
             facts={"prompts": args.prompts, "num": args.num},
             label=name,
         )
         survey.run(source)
         surveyed[name] = survey.result()
-    columns = [
+    drawn = [
         comparison.Column(
             name=name,
             surveyed=surveyed[name],
@@ -124,7 +124,7 @@ def main() -> None:
     ]
     found = comparison.write(
         args.out,
-        columns,
+        drawn,
         reference=surveyed["reference"],
         eye=eye.name,
         facts={"prompts": args.prompts, "num": args.num},

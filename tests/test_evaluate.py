@@ -10,7 +10,7 @@ import jax
 import pytest
 from PIL import Image
 
-from cosdiff_jax import comparison, evaluate, networks
+from cosdiff_jax import columns, comparison, evaluate, networks
 from cosdiff_jax.data.scenes.held_out import held_out
 
 
@@ -183,12 +183,12 @@ def test_columns_are_told_apart(foreign, monkeypatch):
 def test_another_eye_of_the_same_name_is_another_measurement(foreign, monkeypatch):
     asked = evaluate.Asked(images=(str(foreign / "made"),), prompts=str(foreign / "prompts.jsonl"))
     evaluate.pictures(asked, foreign / "out")
-    made = evaluate.clip_eye
+    made = columns.clip_eye
 
     def changed(name):
         eye = made(name)
         return dataclasses.replace(eye, params=jax.tree.map(lambda x: x * 1.01, eye.params))
 
-    monkeypatch.setattr(evaluate, "clip_eye", changed)
+    monkeypatch.setattr(columns, "clip_eye", changed)
     with pytest.raises(ValueError, match=r"another measurement .eye differ"):
         evaluate.pictures(asked, foreign / "out")
