@@ -8,6 +8,7 @@ the data is a small dictionary and a resumed run sees the batches it would have 
 """
 
 import dataclasses
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -165,7 +166,8 @@ class WithLatents:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         prompt, hand = divmod(index, self._hands)
-        start = hand * self.samples
+        # The last of a prompt's groups shares pictures with the one before, rather than be short.
+        start = max(min(hand * self.samples, self.latents.shape[1] - self.samples), 0)
         return {
             "caption": self.captions[prompt],
             "prompt": prompt,
@@ -179,7 +181,7 @@ class WithLatents:
 
     @property
     def _hands(self) -> int:
-        return max(self.latents.shape[1] // self.samples, 1)
+        return max(math.ceil(self.latents.shape[1] / self.samples), 1)
 
 
 @dataclasses.dataclass(frozen=True)

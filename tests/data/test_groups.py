@@ -110,3 +110,6 @@ def test_latents_deal_out_every_stored_picture():
     assert len(source) == 4
     dealt = [(source[i]["caption"], source[i]["latents"].ravel().tolist()) for i in range(4)]
     assert dealt == [("a", [0, 1]), ("a", [2, 3]), ("b", [4, 5]), ("b", [6, 7])]
+    # An odd one is seen too, beside one that another group has.
+    source = groups.WithLatents(("a",), latents[:1, :3], 2)
+    assert [source[i]["latents"].ravel().tolist() for i in range(len(source))] == [[0, 1], [1, 2]]
