@@ -69,6 +69,7 @@ def data() -> dict:
             test=512,  # prompts with captions that training never sees
             stored=8,  # pictures rendered per prompt, at least `samples`
             languages=("en", "zh", "ko"),
+            focus=0.0,  # share of the training prompts drawn until they name different things
         ),
         scenes_pairs=dict(  # one picture and one caption at a time, half of them said in full
             folder="datasets/scenes",

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,17 @@ def source(data: Any, split: str, samples: int | None = None) -> groups.Source:
 
 
 def _scenes(
-    *, split: Any, samples: int, folder: str, train: int, test: int, stored: int, languages
+    *,
+    split: Any,
+    samples: int,
+    folder: str,
+    train: int,
+    test: int,
+    stored: int,
+    languages: Sequence[str],
+    focus: float = 0.0,
 ) -> ScenesGroups:
-    builder.prepare(folder, train=train, test=test, samples=stored)
+    builder.prepare(folder, train=train, test=test, samples=stored, focus=focus)
     return ScenesGroups(folder, split, samples=samples, languages=languages)
 
 

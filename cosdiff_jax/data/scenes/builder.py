@@ -13,7 +13,7 @@ import io
 import logging
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
       prompts: number of records by split.
       samples: K, pictures per record.
       seed: everything follows from it.
+      focus: as for `prepare`.
       processes: how many processes draw pictures.
       progress: whether to show a progress line.
       **options: TFDS's own, such as ``data_dir``.
@@ -51,6 +52,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         prompts: dict[grammar.Split, int],
         samples: int,
         seed: int,
+        focus: float = 0.0,
         processes: int = 1,
         progress: bool = True,
         **options: Any,
@@ -58,6 +60,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         self._prompts = prompts
         self._samples = samples
         self._seed = seed
+        self._focus = focus
         self._processes = processes
         self._progress = progress
         super().__init__(file_format="array_record", **options)
@@ -81,7 +84,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             # Records are independent draws: there is nothing to shuffle.
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(
-                prompts=self._prompts, samples=self._samples, seed=self._seed
+                _facts(self._prompts, self._samples, self._seed, self._focus)
             ),
         )
 
@@ -89,10 +92,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._prompts}
 
     def _generate_examples(self, split: grammar.Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        jobs = (
-            (self._seed, split, index, self._samples, spec)
-            for index, spec in enumerate(_specs(self._seed, split, self._prompts[split]))
-        )
+        specs = _specs(self._seed, split, self._prompts[split], self._focus)
+        jobs = ((self._seed, split, index, self._samples, spec) for index, spec in enumerate(specs))
         bar = tqdm(
             total=self._prompts[split] * self._samples,
             desc=f"Drawing Scenes ({split})",
@@ -134,6 +135,7 @@ def prepare(
     test: int = 512,
     samples: int = 8,
     seed: int = 0,
+    focus: float = 0.0,
     processes: int = 1,
     progress: bool = True,
 ) -> Path:
@@ -148,20 +150,22 @@ def prepare(
       test: number of held-out prompts, distinct in meaning.
       samples: K, pictures per prompt.
       seed: everything follows from it.
+      focus: share of the training prompts that are drawn until they name different things: which
+        colour belongs to which shape is learnt from those alone. Given its caption a picture is
+        distributed as ever, and held-out prompts are never focused.
       processes: how many processes draw pictures; with more than one, the calling script needs
         the usual ``if __name__ == "__main__"``.
       progress: whether to show a progress line.
 
     Raises:
-      ValueError: a number below 1, or the folder holds another Scenes than the one asked for.
+      ValueError: a number below 1, a share outside [0, 1], or the folder holds another Scenes
+        than the one asked for.
     """
-    wanted: dict[str, Any] = {
-        "prompts": {"train": train, "test": test},
-        "samples": samples,
-        "seed": seed,
-    }
+    wanted = _facts({"train": train, "test": test}, samples, seed, focus)
     if min(train, test, samples) < 1:
         raise ValueError(f"Scenes needs at least one prompt and one sample, not {wanted}")
+    if not 0 <= focus <= 1:
+        raise ValueError(f"focus = {focus} is no share: take a number from 0 to 1")
     root = Path(folder).expanduser().resolve()
     place = root / "scenes" / VERSION
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +184,7 @@ def prepare(
                 prompts=wanted["prompts"],
                 samples=samples,
                 seed=seed,
+                focus=focus,
                 processes=processes,
                 progress=progress,
                 data_dir=root,
@@ -192,12 +197,25 @@ def prepare(
 _NUMBER = {"train": 0, "test": 1}
 
 
-def _specs(seed: int, split: grammar.Split, number: int) -> Iterator[grammar.Spec]:
+def _facts(
+    prompts: Mapping[grammar.Split, int], samples: int, seed: int, focus: float
+) -> dict[str, Any]:
+    """What a data set is known by; without focus as it was before there was any."""
+    found = {"prompts": dict(prompts), "samples": samples, "seed": seed}
+    return {**found, "focus": focus} if focus else found
+
+
+def _specs(
+    seed: int, split: grammar.Split, number: int, focus: float = 0.0
+) -> Iterator[grammar.Spec]:
     """Draws specs; held-out ones without repetition, so that each test prompt is a new one."""
     rng = np.random.default_rng([seed, _NUMBER[split]])
     seen = set()
     for _ in range(number):
         spec = grammar.sample_spec(rng, split)
+        if focus and split == "train" and rng.random() < focus:
+            while len(spec.groups) < 2:
+                spec = grammar.sample_spec(rng, split)
         for _ in range(200):
             if split == "train" or spec not in seen:
                 break

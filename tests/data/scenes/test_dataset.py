@@ -88,6 +88,20 @@ def test_it_is_built_once_and_the_same_every_time(folder, tmp_path):
     np.testing.assert_array_equal(again[2]["images"], first[2]["images"])
 
 
+def test_focus_asks_for_different_things_in_training_alone(tmp_path):
+    builder.prepare(tmp_path, train=60, test=20, samples=1, focus=1.0, progress=False)
+    specs = {}
+    for split, number in (("train", 60), ("test", 20)):
+        groups = source.ScenesGroups(tmp_path, split, 1)
+        specs[split] = [grammar.spec_from_json(groups[index]["spec"]) for index in range(number)]
+    assert all(len(spec.groups) > 1 for spec in specs["train"])
+    assert any(len(spec.groups) == 1 for spec in specs["test"])
+    with pytest.raises(ValueError, match="choose another folder"):
+        builder.prepare(tmp_path, train=60, test=20, samples=1)
+    with pytest.raises(ValueError, match="no share"):
+        builder.prepare(tmp_path / "other", focus=1.5)
+
+
 def test_pictures_are_png(folder):
     spec = grammar.sample_spec(np.random.default_rng(0), "train")
     stored = builder.record((0, "train", 0, 2, spec))
