@@ -138,8 +138,9 @@ def backbone() -> dict:
             ),
             attention=dict(
                 name="deep_self",
-                deep_self=dict(text_layers=None, initial_layers=0),
-                deep_cross=dict(text_layers=None, initial_layers=0),
+                # echo: captions are said twice with this token in between; null says them once
+                deep_self=dict(text_layers=None, initial_layers=0, echo=placeholder(int)),
+                deep_cross=dict(text_layers=None, initial_layers=0, echo=placeholder(int)),
                 shallow_self=dict(layer=-1),
                 shallow_cross=dict(layer=-1),
             ),

@@ -36,10 +36,15 @@ def test_what_the_layout_cannot_say_is_refused(tmp_path):
     convert.import_folder("fuse_dit", FIXTURES / CASES[0], tmp_path / "ours")
     file = tmp_path / "ours" / "backbone" / "config.json"
     entry = json.loads(file.read_text())
-    entry["fuse_dit"]["mlp"] += 1
-    file.write_text(json.dumps(entry))
-    with pytest.raises(ValueError, match="cannot describe this pair"):
-        convert.export_folder("fuse_dit", tmp_path / "ours", tmp_path / "back")
+    attention = entry["fuse_dit"]["attention"]
+    read_twice = {**attention[attention["name"]], "echo": 3}
+    for change in (
+        {"mlp": entry["fuse_dit"]["mlp"] + 1},
+        {"attention": {**attention, attention["name"]: read_twice}},
+    ):
+        file.write_text(json.dumps({**entry, "fuse_dit": {**entry["fuse_dit"], **change}}))
+        with pytest.raises(ValueError, match="cannot describe this pair"):
+            convert.export_folder("fuse_dit", tmp_path / "ours", tmp_path / "back")
     with pytest.raises(ValueError, match="no model in"):
         convert.export_folder("fuse_dit", tmp_path / "nothing", tmp_path / "back")
 

@@ -105,9 +105,14 @@ class _Cross(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Shallow:
-    """Fields: layer, the hidden state that is read: -1 the last, -2 the input of the last layer."""
+    """Fields.
+
+    layer: the hidden state that is read: -1 the last, -2 the input of the last layer.
+    echo: as for the deep forms.
+    """
 
     layer: int = -1
+    echo: int | None = None
     rotate: bool = dataclasses.field(default=True, init=False)
 
     @property

@@ -47,6 +47,11 @@ class Fusion(Protocol):
         """Whether the text stream needs its ``layers``."""
         ...
 
+    @property
+    def echo(self) -> int | None:
+        """The token between the two copies of a caption that is read twice; None reads it once."""
+        ...
+
     def start(self, text: TextStream) -> Int[Array, " P"]:
         """The position of the first image token of each prompt."""
         ...
@@ -180,10 +185,13 @@ class SelfAttention:
         reads, or None for a layer that sees the image only. By default layer i reads
         ``initial_layers + i`` as long as there is one.
       initial_layers: language-model layers passed over at the bottom.
+      echo: captions are read twice with this token in between (``captions.twice``); None reads
+        them once, as the published implementation does.
     """
 
     text_layers: tuple[int | None, ...] | None = None
     initial_layers: int = 0
+    echo: int | None = None
     rotate: bool = dataclasses.field(default=True, init=False)
     layers: bool = dataclasses.field(default=False, init=False)
 
@@ -209,6 +217,7 @@ class CrossAttention:
 
     text_layers: tuple[int | None, ...] | None = None
     initial_layers: int = 0
+    echo: int | None = None
     rotate: bool = dataclasses.field(default=False, init=False)
     layers: bool = dataclasses.field(default=False, init=False)
 

@@ -343,7 +343,7 @@ def _essence(backbone: FuseDiT, llm: Gemma) -> tuple[FuseDiT, Gemma]:
     fusion = backbone.attention
     if isinstance(fusion, (fusions.SelfAttention, fusions.CrossAttention)):
         layers = fusions.pair(fusion.text_layers, fusion.initial_layers, backbone.depth, llm.depth)
-        fusion = type(fusion)(text_layers=layers)
+        fusion = type(fusion)(text_layers=layers, echo=fusion.echo)
     scale = llm.attention_scale or llm.head_size**-0.5
     return (
         backbone.clone(attention=fusion, feature_layer=None, **how),
