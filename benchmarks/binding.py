@@ -1,0 +1,227 @@
+"""Which colour belongs to which shape: where a model loses it.
+
+    python benchmarks/binding.py [--model=fusion_base] [--prompts=192] [--guidance=5]
+
+Held-out captions of two things that differ in colour and in shape, everything said, in three
+languages by turns. Prints one JSON object:
+
+    outcomes      what the pictures show, in shares: both things ``right``; the colours right but
+                  ``one_shape`` for both; the shapes ``swapped``; not two objects (``count``);
+                  anything else (``other``). From noise, and from true pictures noised up to t: at
+                  t = 0.8 one still sees where things are and of which colour, not of which shape
+    text          share of the attention that goes to the caption at t = 0.8, [layer][head]
+    language_model  what its keys and values tell apart, [layer]: the mean distance of the mean
+                  over each word from the mean of all. Of a noun's keys by its own colour, which is
+                  how a red spot could find its shape; of a colour's values by the shape that it
+                  belongs to. For captions said once, and for the second copy of those said twice
+                  (English alone)
+
+``text`` is for models with deep self-attention.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cosdiff_jax import build, trained
+from cosdiff_jax.data.groups import to_float
+from cosdiff_jax.data.scenes import grammar, oracle, renderer
+from cosdiff_jax.models import captions, fusion
+from cosdiff_jax.report import facts, grid
+from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.shapes import TextStream
+
+STEPS = 20
+ROWS = 64
+
+
+def two_things(number: int, rng: np.random.Generator) -> list[grammar.Spec]:
+    """Held-out specs of two things with said shapes and colours, both different."""
+    found = []
+    while len(found) < number:
+        spec = grammar.sample_spec(rng, "test")
+        looks = [(group.shape, group.colour) for group in spec.groups]
+        if spec.pair and all(len(set(said) - {None}) == 2 for said in zip(*looks, strict=True)):
+            found.append(spec)
+    return found
+
+
+def outcome(image: np.ndarray, spec: grammar.Spec) -> str:
+    """What became of the two things."""
+    asked = {group.colour: group.shape for group in spec.groups}
+    seen = [(item.colour, item.shape) for item in oracle.read(image).objects]
+    if len(seen) != 2:
+        return "count"
+    shapes = {shape for _, shape in seen}
+    if {colour for colour, _ in seen} != set(asked):
+        return "other"
+    if dict(seen) == asked:
+        return "right"
+    if len(shapes) == 1:
+        return "one_shape"
+    return "swapped" if shapes == set(asked.values()) else "other"
+
+
+def outcomes(
+    model: trained.Trained, sampler: Sampler, specs: Sequence[grammar.Spec]
+) -> dict[str, dict[str, float]]:
+    """Shares of each outcome, by the time that true pictures are noised up to; 1 is noise."""
+    rng = np.random.default_rng(1)
+    z, tokens, mask = _latents(model, sampler, specs, rng)
+    eps = rng.standard_normal(z.shape).astype(np.float32)
+
+    @jax.jit
+    def finish(params, z, eps, tokens, mask, keys, start):
+        text, empty = captions.read(
+            sampler.language_model, model.frozen["llm"], sampler.backbone, tokens, mask
+        )
+        velocity = sampler.velocity(params, model.frozen, text, empty, keys)
+        width = start / STEPS
+
+        def step(z, i):
+            t = jnp.full(z.shape[:1], start - i * width)
+            return z - width * velocity(z, t), None
+
+        z, _ = jax.lax.scan(step, (1 - start) * z + start * eps, jnp.arange(STEPS))
+        return sampler.pictures(model.frozen, z)
+
+    found = {}
+    for start in (1.0, 0.9, 0.8, 0.7):
+        counted = Counter()
+        for first in range(0, len(specs), ROWS):
+            part = slice(first, first + ROWS)
+            keys = jax.random.split(jax.random.key(first), len(z[part]))
+            drawn = finish(model.params, z[part], eps[part], tokens[part], mask[part], keys, start)
+            images = grid.to_bytes(np.asarray(drawn)[:, None])[:, 0]
+            counted.update(map(outcome, images, specs[part]))
+        found[str(start)] = {
+            name: round(count / len(specs), 3) for name, count in counted.most_common()
+        }
+    return found
+
+
+def text_share(
+    model: trained.Trained, sampler: Sampler, specs: Sequence[grammar.Spec]
+) -> list[list[float]]:
+    """The caption's share of each head's attention, mean over image tokens, at t = 0.8."""
+    rng = np.random.default_rng(2)
+    z, tokens, mask = _latents(model, sampler, specs, rng)
+    z_t = 0.2 * z + 0.8 * rng.standard_normal(z.shape).astype(np.float32)
+    text, _ = sampler.read(model.frozen, tokens, mask)
+
+    def hand_out(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if isinstance(context.module, fusion.ImageHeads) and context.method_name == "__call__":
+            # The scan over depth hands out nothing but parameters.
+            context.module.put_variable("params", "queries", result[0])
+            context.module.put_variable("params", "keys", result[1])
+        return result
+
+    @jax.jit
+    def shares(params, z_t, text: TextStream):
+        with nn.intercept_methods(hand_out):
+            _, left = sampler.backbone.apply(
+                {"params": params}, z_t, jnp.full(len(z_t), 0.8), text, mutable=["params"]
+            )
+        heads: Any = left["params"]["blocks"]["attention"]["image"]  # pyright: ignore
+        q, own = heads["queries"] * heads["queries"].shape[-1] ** -0.5, heads["keys"]
+        own = jnp.einsum("lbnhe,lbmhe->lbhnm", q, own)
+        said = jnp.einsum("lbnhe,lbthe->lbhnt", q, text.keys[: len(q)])
+        said = jnp.where(text.mask[None, :, None, None], said, -jnp.inf)
+        weights = jax.nn.softmax(jnp.concatenate([said, own], axis=-1), axis=-1)
+        return weights[..., : said.shape[-1]].sum(axis=-1).mean(axis=(1, 3))
+
+    found = np.asarray(shares(model.params, z_t, text), np.float64)
+    return np.round(found, 3).tolist()
+
+
+def spreads(model: trained.Trained, sampler: Sampler, number: int = 1000) -> dict[str, Any]:
+    """How much a noun's keys say of its colour, and a colour's values of its shape."""
+    rng = np.random.default_rng(3)
+    specs = two_things(number, rng)
+    tokens, mask, _ = model.read([grammar.caption(spec) for spec in specs])
+    ids = model.tokenizer.fast.convert_tokens_to_ids
+    words = {name: ids(f"\u0120{name}") for name in (*grammar.SHAPES, *grammar.COLOURS, "=")}
+    found: dict[str, Any] = {}
+    for name, echo in (("said once", None), ("said twice", words["="])):
+        attention = dataclasses.replace(sampler.backbone.attention, echo=echo)  # pyright: ignore
+        backbone = sampler.backbone.clone(attention=attention)
+        text, _ = jax.jit(captions.read, static_argnums=(0, 2))(
+            sampler.language_model, model.frozen["llm"], backbone, tokens, mask
+        )
+        # Where the word stands in the last copy.
+        start = np.zeros(len(specs), int) if echo is None else mask.sum(axis=1)
+        keys, values, colours, shapes = [], [], [], []
+        for row, spec in enumerate(specs):
+            for group in spec.groups:
+                noun, colour = (
+                    np.flatnonzero(tokens[row] == words[str(word)])[0] + start[row]
+                    for word in (group.shape, group.colour)
+                )
+                keys.append(np.asarray(text.keys[:, row, noun]))
+                values.append(np.asarray(text.values[:, row, colour]))
+                colours.append(group.colour)
+                shapes.append(group.shape)
+        found[name] = {
+            "noun_keys_by_colour": _spread(np.stack(keys), np.array(colours)),
+            "colour_values_by_shape": _spread(np.stack(values), np.array(shapes)),
+        }
+    return found
+
+
+def _spread(x: np.ndarray, said: np.ndarray) -> list[float]:
+    """Mean over heads and words of |mean over a word - mean of all|, by layer; x [n L G E]."""
+    means = np.stack([x[said == word].mean(axis=0) for word in sorted(set(said))])
+    lengths = np.linalg.norm(means - means.mean(axis=0), axis=-1)
+    return [round(float(v), 2) for v in lengths.mean(axis=(0, 2))]
+
+
+def _latents(
+    model: trained.Trained,
+    sampler: Sampler,
+    specs: Sequence[grammar.Spec],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latents of one true picture of each spec, and the tokens and mask of its caption."""
+    said = [grammar.caption(spec, grammar.LANGUAGES[i % 3], rng) for i, spec in enumerate(specs)]
+    images = np.stack([renderer.render(grammar.sample_scene(spec, rng)) for spec in specs])
+    tokens, mask, _ = model.read(said)
+    vae: Any = sampler.vae
+    encode = jax.jit(lambda x: vae.apply({"params": model.frozen["vae"]}, x, method="to_latents"))
+    return np.asarray(encode(to_float(images))), tokens, mask
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="fusion_base")
+    parser.add_argument("--prompts", type=int, default=192)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    args = parser.parse_args()
+    model = trained.load(args.model)
+    config = model.as_asked(STEPS, args.guidance, None)
+    sampler = build.sampler(config, model.shape)
+    specs = two_things(args.prompts, np.random.default_rng(0))
+    found = {
+        "model": args.model,
+        "prompts": args.prompts,
+        "guidance": args.guidance,
+        **facts.machine(),
+        "versions": facts.versions(),
+        "outcomes": outcomes(model, sampler, specs),
+        "language_model": spreads(model, sampler),
+    }
+    if isinstance(sampler.backbone.attention, fusion.SelfAttention):
+        found["text"] = text_share(model, sampler, specs[:ROWS])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
