@@ -141,8 +141,8 @@ def backbone() -> dict:
                 # echo: captions are said twice with this token in between; null says them once
                 deep_self=dict(text_layers=None, initial_layers=0, echo=placeholder(int)),
                 deep_cross=dict(text_layers=None, initial_layers=0, echo=placeholder(int)),
-                shallow_self=dict(layer=-1),
-                shallow_cross=dict(layer=-1),
+                shallow_self=dict(layer=-1, echo=placeholder(int)),
+                shallow_cross=dict(layer=-1, echo=placeholder(int)),
             ),
             qk_norm=True,
             sandwich_norm=False,

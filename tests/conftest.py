@@ -17,6 +17,9 @@ _ROOT = pathlib.Path(__file__).parent.parent
 jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most programs here run once, and compiling them is most of the time. Commands that tests start
+# are processes of their own, compiled as they always are.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Shapes and dtypes of every annotated function are checked while the tests run, and only then.
 _hook = jaxtyping.install_import_hook("cosdiff_jax", "beartype.beartype")

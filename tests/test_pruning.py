@@ -16,7 +16,7 @@ from cosdiff_jax.shapes import TextStream
 
 
 class Reads:
-    rotate, layers = True, False
+    rotate, layers, echo = True, False, None
 
 
 class LanguageModel(nn.Module):

@@ -21,6 +21,7 @@ READ, CALLED = [], []
 class Reads(NamedTuple):
     rotate: bool = True
     layers: bool = False
+    echo: int | None = None
 
 
 class LanguageModel(nn.Module):

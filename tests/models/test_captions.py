@@ -22,8 +22,13 @@ def backbone(**how) -> FuseDiT:
 
 def read(tokens, mask, **how):
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
-    params = LLM.init(jax.random.key(0), tokens, mask)["params"]
-    return captions.read(LLM, params, backbone(**how), tokens, mask)
+
+    @jax.jit
+    def streams(tokens, mask):
+        params = LLM.init(jax.random.key(0), tokens, mask)["params"]
+        return captions.read(LLM, params, backbone(**how), tokens, mask)
+
+    return streams(tokens, mask)
 
 
 def test_twice_is_what_the_tokenizer_makes_of_the_doubled_text():

@@ -33,6 +33,7 @@ P, K = 3, 4
 class Reads(NamedTuple):
     rotate: bool = True
     layers: bool = False
+    echo: int | None = None
 
 
 class LanguageModel(nn.Module):
