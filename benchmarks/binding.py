@@ -21,6 +21,7 @@ languages by turns. Prints one JSON object:
 
 import argparse
 import dataclasses
+import datetime
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -213,6 +214,7 @@ def main() -> None:
         "model": args.model,
         "prompts": args.prompts,
         "guidance": args.guidance,
+        "date": datetime.date.today().isoformat(),
         **facts.machine(),
         "versions": facts.versions(),
         "outcomes": outcomes(model, sampler, specs),
