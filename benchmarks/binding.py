@@ -80,11 +80,8 @@ def outcomes(
     eps = rng.standard_normal(z.shape).astype(np.float32)
 
     @jax.jit
-    def finish(params, z, eps, tokens, mask, keys, start):
-        text, empty = captions.read(
-            sampler.language_model, model.frozen["llm"], sampler.backbone, tokens, mask
-        )
-        velocity = sampler.velocity(params, model.frozen, text, empty, keys)
+    def finish(params, frozen, z, eps, text, empty, keys, start):
+        velocity = sampler.velocity(params, frozen, text, empty, keys)
         width = start / STEPS
 
         def step(z, i):
@@ -92,7 +89,7 @@ def outcomes(
             return z - width * velocity(z, t), None
 
         z, _ = jax.lax.scan(step, (1 - start) * z + start * eps, jnp.arange(STEPS))
-        return sampler.pictures(model.frozen, z)
+        return sampler.pictures(frozen, z)
 
     found = {}
     for start in (1.0, 0.9, 0.8, 0.7):
@@ -100,7 +97,8 @@ def outcomes(
         for first in range(0, len(specs), ROWS):
             part = slice(first, first + ROWS)
             keys = jax.random.split(jax.random.key(first), len(z[part]))
-            drawn = finish(model.params, z[part], eps[part], tokens[part], mask[part], keys, start)
+            read = sampler.read(model.frozen, tokens[part], mask[part])
+            drawn = finish(model.params, model.frozen, z[part], eps[part], *read, keys, start)
             images = grid.to_bytes(np.asarray(drawn)[:, None])[:, 0]
             counted.update(map(outcome, images, specs[part]))
         found[str(start)] = {
@@ -160,6 +158,7 @@ def spreads(model: trained.Trained, sampler: Sampler, number: int = 1000) -> dic
         )
         # Where the word stands in the last copy.
         start = np.zeros(len(specs), int) if echo is None else mask.sum(axis=1)
+        of_keys, of_values = np.asarray(text.keys), np.asarray(text.values)
         keys, values, colours, shapes = [], [], [], []
         for row, spec in enumerate(specs):
             for group in spec.groups:
@@ -167,8 +166,8 @@ def spreads(model: trained.Trained, sampler: Sampler, number: int = 1000) -> dic
                     np.flatnonzero(tokens[row] == words[str(word)])[0] + start[row]
                     for word in (group.shape, group.colour)
                 )
-                keys.append(np.asarray(text.keys[:, row, noun]))
-                values.append(np.asarray(text.values[:, row, colour]))
+                keys.append(of_keys[:, row, noun])
+                values.append(of_values[:, row, colour])
                 colours.append(group.colour)
                 shapes.append(group.shape)
         found[name] = {
@@ -196,8 +195,8 @@ def _latents(
     images = np.stack([renderer.render(grammar.sample_scene(spec, rng)) for spec in specs])
     tokens, mask, _ = model.read(said)
     vae: Any = sampler.vae
-    encode = jax.jit(lambda x: vae.apply({"params": model.frozen["vae"]}, x, method="to_latents"))
-    return np.asarray(encode(to_float(images))), tokens, mask
+    encode = jax.jit(lambda params, x: vae.apply({"params": params}, x, method="to_latents"))
+    return np.asarray(encode(model.frozen["vae"], to_float(images))), tokens, mask
 
 
 def main() -> None:
