@@ -250,6 +250,18 @@ def guidance(scale: float) -> dict:
     )
 
 
+def weaker() -> dict:
+    """A field that fails in the same way, only more: what composed guidance moves away from too."""
+    acts = dict(scale=2.0, interval=(0.0, 1.0))  # scale: 1 is none; interval: of t
+    return dict(
+        name="none",
+        none={},
+        autoguidance=dict(path="", **acts),  # path: a folder with weights of a weaker network
+        skip_layer=dict(layers=(2,), **acts),  # layers: left out, numbers from 0
+        perturbed_attention=dict(layers=(2,), **acts),  # layers: image tokens see themselves alone
+    )
+
+
 def optimizer() -> dict:
     """How the weights move."""
     return dict(
@@ -316,6 +328,8 @@ def diversity() -> dict:
 
 def sample() -> dict:
     """How a run is looked at: a grid every so often, numbers at the first and the last step."""
+    guided = guidance(scale=5.0)
+    guided["composed"]["weaker"] = weaker()
     return dict(
         every=100,  # steps between two grids
         measure=0,  # steps between two measurements on the way; 0: only before and after
@@ -344,7 +358,7 @@ def sample() -> dict:
             karras=dict(rho=7.0, smallest=0.002, largest=80.0),  # sigma
             given=dict(times=(1.0, 0.5, 0.0)),  # one more than steps
         ),
-        guidance=guidance(scale=5.0),
+        guidance=guided,
         unguided=0,  # first steps without guidance
         rows=64,  # pictures drawn at once
         **diversity(),

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,7 @@ import numpy as np
 from cosdiff_jax import tables, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data import tokenizer as tokenizers
-from cosdiff_jax.data.digits import DigitGroups
-from cosdiff_jax.data.folder import FolderGroups
-from cosdiff_jax.data.scenes import builder, grammar
-from cosdiff_jax.data.scenes.source import ScenesGroups, ScenesPairs
+from cosdiff_jax.data.scenes import grammar
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.features.hidden import HiddenFeature
 from cosdiff_jax.features.latent import LatentFeature
@@ -106,44 +103,7 @@ def source(data: Any, split: str, samples: int | None = None) -> groups.Source:
 
     ``samples`` pictures each, ``data.samples`` unless given.
     """
-    return tables.make(SOURCES, data, split=split, samples=samples or data.samples)
-
-
-def _scenes(
-    *,
-    split: Any,
-    samples: int,
-    folder: str,
-    train: int,
-    test: int,
-    stored: int,
-    languages: Sequence[str],
-    focus: float = 0.0,
-) -> ScenesGroups:
-    builder.prepare(folder, train=train, test=test, samples=stored, focus=focus)
-    return ScenesGroups(folder, split, samples=samples, languages=languages)
-
-
-def _scenes_pairs(
-    *, split: Any, samples: int, folder: str, train: int, test: int, stored: int, languages
-) -> ScenesPairs:
-    builder.prepare(folder, train=train, test=test, samples=stored)
-    return ScenesPairs(folder, split, languages=languages)
-
-
-def _captions(*, split: str, samples: int, number: int, digits: bool) -> groups.Captions:
-    # Held-out lines come from the same generator with another seed.
-    seed, number = (0, number) if split == "train" else (1, 2048)
-    return groups.Captions(tuple(grammar.corpus(seed, number, digits)))
-
-
-SOURCES = {
-    "scenes": _scenes,
-    "scenes_pairs": _scenes_pairs,
-    "captions": _captions,
-    "digits": DigitGroups,
-    "folder": FolderGroups,
-}
+    return tables.make(tables.SOURCES, data, split=split, samples=samples or data.samples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +132,7 @@ def frozen(config: Any, roles: tuple[str, ...]) -> Frozen:
     """
     found: Frozen = {}
     for key in roles:
-        entry = config[FROZEN[key]]
+        entry = _weaker(config.sample) if key == "weaker" else config[FROZEN[key]]
         if resolve(entry)["name"] == "none":
             continue
         stored = parameters(entry)
@@ -241,7 +201,7 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     )
     anchored = knobs.anchor > 0 or "hidden" in looks
     # What is drawn meanwhile may look through a network where the loss does not.
-    through = _through({*through, *viewed(config.sample)})
+    through = _through({*through, *drawing(config.sample)})
     return objective, ("llm", "vae", *through, *("anchor",) * anchored)
 
 
@@ -290,12 +250,45 @@ def _there(nets: Models, role: str) -> Any:
 
 
 def _through(looks: set[str]) -> tuple[str, ...]:
-    return tuple(name for name in LOOKING if name in looks)
+    return tuple(name for name in (*LOOKING, "weaker") if name in looks)
 
 
 def viewed(sample: Any) -> tuple[str, ...]:
     """Of Frozen, what ``sample.view`` looks through."""
     return _through({_choice(sample, "view")["name"]})
+
+
+def drawing(sample: Any) -> tuple[str, ...]:
+    """Of Frozen, what drawing needs beside the captions' network and the autoencoder."""
+    return (*viewed(sample), *("weaker",) * (_weaker(sample) is not None))
+
+
+def _weaker(sample: Any) -> tables.Entry | None:
+    """The network that autoguidance moves away from."""
+    chosen = sample.guidance.get("composed", {}).get("weaker", {"name": "none"})
+    if sample.guidance.name != "composed" or chosen["name"] != "autoguidance":
+        return None
+    path = chosen["autoguidance"]["path"]
+    if not path:
+        raise ValueError(
+            "guidance.composed.weaker.autoguidance.path is empty: name a folder with the weights "
+            "of a weaker network"
+        )
+    return {"name": "asset", "asset": {"path": path}}
+
+
+def _weaker_network(config: Any, stronger: Any) -> Any:
+    entry = _weaker(config.sample)
+    if entry is None:
+        return None
+    network = model("backbone", entry)
+    for part in ("rotate", "layers", "echo"):
+        if getattr(network.attention, part) != getattr(stronger.attention, part):
+            raise ValueError(
+                f"autoguidance: {entry['asset']['path']} reads captions in another way than the "
+                f"model ({part}), and one reading serves both"
+            )
+    return network
 
 
 def _looks(feature: tables.Entry) -> set[str]:
@@ -365,6 +358,7 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         trajectory=trajectory,
         parameterization=_parameterization(trained),
         steps=knobs.steps,
+        weaker=_weaker_network(config, nets.backbone),
         guidance=composed.late(guidance, solver.grid(knobs.steps), knobs.get("unguided", 0)),
         solver=solver,
         rows=knobs.rows,

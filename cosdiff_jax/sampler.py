@@ -65,6 +65,8 @@ class Sampler:
       parameterization: what its output means.
       steps: solver steps from noise to data.
       guidance: how closely captions are followed.
+      weaker: the network that autoguidance moves away from, reading the same streams; its weights
+        are ``frozen["weaker"]``.
       solver: the rule of a step.
       rows: pictures drawn at once; bounds the memory, changes nothing else. A group that is
         coupled on the way is always drawn at once.
@@ -83,6 +85,7 @@ class Sampler:
     parameterization: Parameterization = field(default_factory=VelocityOutput)
     steps: int = 25
     guidance: Guidance = field(default_factory=ClassifierFree)
+    weaker: nn.Module | None = None
     solver: Solver = field(default_factory=Euler)
     rows: int = 64
     noise: noises.Noise = field(default_factory=noises.Independent)
@@ -184,7 +187,7 @@ class Sampler:
         keys: Key[Array, " B"],
     ) -> Velocity:
         """The velocity that is followed: guided, its caption annealed, its samples kept apart."""
-        velocity = self._guided(params, text, empty, keys)
+        velocity = self._guided(params, frozen, text, empty, keys)
         if self.repulsion is None:
             return velocity
         repulsion = self.repulsion
@@ -200,11 +203,22 @@ class Sampler:
         return jnp.clip(z, -1, 1)
 
     def _guided(
-        self, params: Params, text: TextStream, empty: TextStream, keys: jax.Array
+        self,
+        params: Params,
+        frozen: Frozen,
+        text: TextStream,
+        empty: TextStream,
+        keys: jax.Array,
     ) -> Velocity:
-        def backbone(z: jax.Array, t: jax.Array, text: TextStream) -> jax.Array:
+        def backbone(
+            z: jax.Array, t: jax.Array, text: TextStream, *, weaker: bool = False, **less: Any
+        ) -> jax.Array:
             seen = self.parameterization.network_input(z, t, self.trajectory)
-            output: Any = self.backbone.apply({"params": params}, seen, t, text)
+            network, weights = self.backbone, params
+            if weaker:
+                assert self.weaker is not None
+                network, weights = self.weaker, frozen["weaker"]
+            output: Any = network.apply({"params": weights}, seen, t, text, **less)
             output = output.astype(jnp.float32)
             return self.parameterization.velocity(output, z, t, self.trajectory)
 
@@ -263,7 +277,7 @@ class Sampler:
         keys = keys.reshape(-1)
         z: Any = constrain(start.reshape(-1, *self.shape))
         if self.descent is not None and start.shape[1] > 1:
-            plain = self._guided(params, text, empty, keys)
+            plain = self._guided(params, frozen, text, empty, keys)
             z = self._descend(frozen, plain, z, start.shape[1], self.descent)
         velocity = self.velocity(params, frozen, text, empty, keys)
         drawn = jax.vmap(lambda key: rng.named(key, "solver")["solver"])(keys)

@@ -5,11 +5,16 @@ Every choice in ``configs/base.py`` is a dictionary with a ``name`` and one entr
 alternative is to add a line here and its knobs to the menu.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from cosdiff_jax.data import groups
+from cosdiff_jax.data.digits import DigitGroups
+from cosdiff_jax.data.folder import FolderGroups
+from cosdiff_jax.data.scenes import builder, grammar
+from cosdiff_jax.data.scenes.source import ScenesGroups, ScenesPairs
 from cosdiff_jax.diversity import (
     alignment,
     bank,
@@ -32,6 +37,7 @@ from cosdiff_jax.flow import (
     stochastic,
     timestep,
     trajectory,
+    weaker,
     weighting,
 )
 from cosdiff_jax.flow.condition import Cads
@@ -151,7 +157,27 @@ SOLVERS = {
     "flow_sde": stochastic.FlowSde,
     "edm": stochastic.Edm,
 }
-GUIDANCES = {"classifier_free": guidance.ClassifierFree, "composed": composed.Composed}
+
+
+def _autoguidance(*, path: str, **knobs: Any) -> weaker.Autoguidance:
+    # The weaker network itself is a part of the sampler: build puts it there.
+    return weaker.Autoguidance(**knobs)
+
+
+def _alone(constructor: Callable) -> Callable:
+    return lambda **knobs: (constructor(**knobs),)
+
+
+WEAKER = {
+    "none": lambda: (),
+    "autoguidance": _alone(_autoguidance),
+    "skip_layer": _alone(weaker.SkipLayer),
+    "perturbed_attention": _alone(weaker.PerturbedAttention),
+}
+GUIDANCES = {
+    "classifier_free": guidance.ClassifierFree,
+    "composed": nested(composed.Composed, weaker=WEAKER),
+}
 BY_STEP = {
     "constant": schedule.Constant,
     "linear": schedule.LinearRamp,
@@ -246,4 +272,41 @@ ALIGNMENTS = {
     "none": lambda: None,
     "clip": nested(alignment.Alignment, schedule=BY_STEP, form=FORMS),
     "llm": nested(_projected, schedule=BY_STEP, form=FORMS),
+}
+
+
+def _scenes(
+    *,
+    split: Any,
+    samples: int,
+    folder: str,
+    train: int,
+    test: int,
+    stored: int,
+    languages: Sequence[str],
+    focus: float = 0.0,
+) -> ScenesGroups:
+    builder.prepare(folder, train=train, test=test, samples=stored, focus=focus)
+    return ScenesGroups(folder, split, samples=samples, languages=languages)
+
+
+def _scenes_pairs(
+    *, split: Any, samples: int, folder: str, train: int, test: int, stored: int, languages
+) -> ScenesPairs:
+    builder.prepare(folder, train=train, test=test, samples=stored)
+    return ScenesPairs(folder, split, languages=languages)
+
+
+def _captions(*, split: str, samples: int, number: int, digits: bool) -> groups.Captions:
+    # Held-out lines come from the same generator with another seed.
+    seed, number = (0, number) if split == "train" else (1, 2048)
+    return groups.Captions(tuple(grammar.corpus(seed, number, digits)))
+
+
+SOURCES: dict[str, Callable] = {
+    "scenes": _scenes,
+    "scenes_pairs": _scenes_pairs,
+    "captions": _captions,
+    "digits": DigitGroups,
+    "folder": FolderGroups,
 }

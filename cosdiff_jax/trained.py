@@ -128,7 +128,7 @@ def _config(stored: dict[str, Any], source: str) -> Any:
 
 
 def _ready(name: str, config: Any, params: Params, roles: tuple[str, ...]) -> Trained:
-    roles = tuple(dict.fromkeys((*roles, *build.viewed(config.sample))))
+    roles = tuple(dict.fromkeys((*roles, *build.drawing(config.sample))))
     frozen = build.frozen(config, tuple(role for role in roles if role != "clip"))
     if "clip" in roles:
         try:

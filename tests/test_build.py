@@ -54,6 +54,7 @@ TABLES = {
     "sample.solver": tables.SOLVERS,
     "sample.grid": tables.GRIDS,
     "sample.guidance": tables.GUIDANCES,
+    "sample.guidance.composed.weaker": tables.WEAKER,
     "sample.noise": tables.NOISES,
     "sample.descent": tables.DESCENTS,
     "sample.condition": tables.CONDITIONS,
@@ -280,10 +281,33 @@ def test_solver_grid_and_guidance_follow_the_path_that_is_trained():
     assert build.sampler(base.menu(), (64, 64, 3)).guidance.interval == (0.0, 1.0)
 
 
+def test_autoguidance_brings_its_own_network_and_weights():
+    config = importlib.import_module("configs.fusion_div").get_config("tiny")
+    config.sample.guidance.name = "composed"
+    weaker = config.sample.guidance.composed.weaker
+    weaker.name = "autoguidance"
+    with pytest.raises(ValueError, match=r"autoguidance\.path is empty"):
+        build.sampler(config, (64, 64, 3))
+    weaker.autoguidance.update(path="fusion_base", scale=1.5)
+    made = build.sampler(config, (64, 64, 3))
+    entry = {"name": "asset", "asset": {"path": "fusion_base"}}
+    assert made.weaker == build.model("backbone", entry)
+    assert [each.scale for each in made.guidance.weaker] == [1.5]
+    assert "weaker" in build.objective(config)[1]
+    loaded = build.frozen(config, ("weaker",))["weaker"]
+    stored = build.parameters(entry)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, stored))
+    config.backbone = {"name": "fuse_dit", "fuse_dit": base.menu().backbone.fuse_dit.to_dict()}
+    config.backbone.fuse_dit.attention.name = "deep_cross"
+    with pytest.raises(ValueError, match=r"reads captions in another way than the model \(rotate"):
+        build.sampler(config, (64, 64, 3))
+
+
 def test_a_recipe_of_an_older_version_draws_as_it_did():
     config = base.menu()
     new = build.sampler(config, (64, 64, 3))
     for name in ("grid", "unguided"):
         del config.sample[name]
+    del config.sample.guidance.composed
     del config.objective.flow_matching.parameterization
     assert build.sampler(config, (64, 64, 3)) == new

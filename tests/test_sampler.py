@@ -10,8 +10,10 @@ from cosdiff_jax.diversity import similarity
 from cosdiff_jax.diversity.noise import Repelled
 from cosdiff_jax.diversity.repulsion import ParticleGuidance, Svgd
 from cosdiff_jax.features.latent import LatentFeature
+from cosdiff_jax.flow.composed import Composed
 from cosdiff_jax.flow.condition import Cads
 from cosdiff_jax.flow.guidance import ClassifierFree
+from cosdiff_jax.flow.weaker import Autoguidance, SkipLayer
 from cosdiff_jax.sampler import Descent, Sampler
 from cosdiff_jax.shapes import TextStream
 
@@ -99,6 +101,42 @@ def test_guidance_moves_away_from_the_empty_caption():
     plain, guided = (draw(4, guidance=ClassifierFree(scale=s)) for s in (1.0, 2.0))
     assert guided[0].mean() > plain[0].mean()
     np.testing.assert_allclose(guided[2], plain[2], atol=1e-5)
+
+
+def test_a_weaker_network_is_moved_away_from_with_its_own_weights():
+    weights = {"llm": {}, "weaker": {"gain": jnp.full((), 0.5)}}
+
+    def ask(**fields):
+        sampler = Sampler(
+            backbone=Backbone(), language_model=LanguageModel(), vae=None, shape=(2, 2, 1), **fields
+        )
+        text, empty = sampler.read(weights, TOKENS, MASK)
+        keys = jax.random.split(KEY, 5)
+        return sampler.velocity(PARAMS, weights, text, empty, keys)(jnp.ones((5, 2, 2, 1)), T)
+
+    T = jnp.full((5,), 0.5)
+    goal = (TOKENS * MASK).sum(1)[:, None, None, None] / 10
+    np.testing.assert_allclose(ask(), np.broadcast_to(1 - goal, (5, 2, 2, 1)), rtol=1e-6)
+    away = ask(weaker=Backbone(), guidance=Composed(weaker=(Autoguidance(scale=3.0),)))
+    # v + (s - 1) (v - v_weak), the weak one pulling half as far.
+    wanted = (1 - goal) + 2 * ((1 - goal) - (1 - goal / 2))
+    np.testing.assert_allclose(away, np.broadcast_to(wanted, away.shape), rtol=1e-6)
+
+
+def test_what_is_skipped_is_asked_of_the_same_network():
+    asked = []
+
+    class Watched(Backbone):
+        @nn.compact
+        def __call__(self, z, t, text, *, skip=()):
+            asked.append(skip)
+            return super().__call__(z, t, text) * (0.5 if skip else 1.0)
+
+    guidance = Composed(scale=2.0, weaker=(SkipLayer(layers=(1, 2), scale=2.0),))
+    plain = draw(2, backbone=Watched(), guidance=Composed(scale=2.0))
+    assert set(asked) == {()}
+    assert not np.allclose(draw(2, backbone=Watched(), guidance=guidance), plain)
+    assert set(asked) == {(), (1, 2)}
 
 
 def test_another_scale_or_seed_is_not_compiled_again():

@@ -17,40 +17,18 @@ Repulsion and the solver come after. Every scale counts as s does: 1 is no guida
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from cosdiff_jax import text_stream
-from cosdiff_jax.flow.guidance import Backbone, ClassifierFree, is_none
+from cosdiff_jax.flow.guidance import ClassifierFree, is_none
 from cosdiff_jax.flow.solver import Remembering, Velocity
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory, along_rows
+from cosdiff_jax.flow.weaker import Backbone, Weaker
 from cosdiff_jax.shapes import TextStream
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weaker:
-    """Away from a field that fails in the same way, only more: v + (s - 1) (v_text - v_weak).
-
-    Which field makes the published form:
-
-        autoguidance         a smaller network, or one trained for less time, with the same caption
-                             (Karras et al. 2024, arXiv 2406.02507, eq. 5; their w is s)
-        perturbed attention  the network with some self-attention maps replaced by the identity
-                             (Ahn et al. 2024, arXiv 2403.17377, eq. 7; their scale is s - 1)
-        skip-layer           the network without some of its blocks (SD3.5: blocks 7, 8 and 9 with
-                             scale s - 1 = 2.5 in the steps from 1 % to 20 % of the way)
-
-    Attributes:
-      backbone: the weaker field, called as the stronger one is.
-      scale: s.
-      interval: acts while lo <= t <= hi.
-    """
-
-    backbone: Backbone
-    scale: float | Float[Array, ""] = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +90,7 @@ class Composed:
           ValueError: guidance without an empty caption.
         """
         contrasted = not is_none(self.scale)
-        weaker = [each for each in self.weaker if not is_none(each.scale)]
+        weaker = [(w, w.field(backbone)) for w in self.weaker if not is_none(w.scale)]
         if not contrasted and not weaker:
             return lambda z, t: backbone(z, t, text)
         both = None
@@ -129,9 +107,9 @@ class Composed:
                 v = backbone(jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
                 v_text, v_empty = jnp.split(v, 2)
                 v, remembered = self.combine(v_text, v_empty, z, t, remembered)
-            for each in weaker:
-                away = v_text - each.backbone(z, t, text)
-                v = v + along_rows(_strength(each.scale, each.interval, t), v) * away
+            for each, weak in weaker:
+                strength = _strength(each.scale, each.interval, t)
+                v = v + along_rows(strength, v) * (v_text - weak(z, t, text))
             if self.rescale:
                 share = _std(v_text) / jnp.maximum(_std(v), jnp.finfo(v.dtype).tiny)
                 v = self.rescale * share * v + (1 - self.rescale) * v
@@ -214,7 +192,8 @@ def late(
 
     if isinstance(guidance, ClassifierFree):
         return dataclasses.replace(guidance, interval=cut(guidance.interval))
-    weaker = tuple(dataclasses.replace(w, interval=cut(w.interval)) for w in guidance.weaker)
+    each: tuple[Any, ...] = guidance.weaker
+    weaker = tuple(dataclasses.replace(w, interval=cut(w.interval)) for w in each)
     return dataclasses.replace(guidance, interval=cut(guidance.interval), weaker=weaker)
 
 

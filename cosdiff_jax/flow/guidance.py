@@ -12,7 +12,6 @@ guidance; Ho and Salimans write a weight w, 0 for none:
 ``composed`` has those that go with it and the order they act in.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,10 +21,8 @@ from jaxtyping import Array, Float
 from cosdiff_jax import text_stream
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.trajectory import along_rows
+from cosdiff_jax.flow.weaker import Backbone
 from cosdiff_jax.shapes import TextStream
-
-Backbone = Callable[[Array, Array, TextStream], Array]
-"""(z "B ...", t "B", text of P rows) -> v "B ..."."""
 
 
 @runtime_checkable

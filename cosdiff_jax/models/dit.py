@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models import attention as attend
 from cosdiff_jax.models import rope
-from cosdiff_jax.models.fusion import Heads, ImageHeads, Out
+from cosdiff_jax.models.fusion import Heads, ImageHeads, Out, undisturbed
 from cosdiff_jax.models.layers import QKV, Linear, RMSNorm, side_by_side
 from cosdiff_jax.shapes import TextStream
 
@@ -66,7 +66,7 @@ class _Self(nn.Module):
     shape: Heads
 
     @nn.compact
-    def __call__(self, x, normed, gate, text, shared, angles):
+    def __call__(self, x, normed, gate, text, shared, angles, alone):
         s, (context, mask) = self.shape, shared
         q, k, v = QKV(s.heads, s.kv_heads, s.head_size, dtype=s.dtype, name="qkv")(normed)
         text_k, text_v = _TextHeads(s, name="text")(context)
@@ -77,7 +77,7 @@ class _Self(nn.Module):
             text_k = key_norm(text_k)
         if angles is not None:
             q, k = rope.rotate(q, angles), rope.rotate(k, angles)
-        mixed = attend.attend_prefix(q, k, v, text_k, text_v, mask)
+        mixed = undisturbed(attend.attend_prefix(q, k, v, text_k, text_v, mask), v, alone)
         return x + gate * Out(s, x.shape[-1], name="out")(mixed)
 
 
@@ -85,10 +85,11 @@ class _Cross(nn.Module):
     shape: Heads
 
     @nn.compact
-    def __call__(self, x, normed, gate, text, shared, angles):
+    def __call__(self, x, normed, gate, text, shared, angles, alone):
         s, (context, mask) = self.shape, shared
         q, k, v = ImageHeads(s, name="image")(normed, angles)
-        x = x + gate * Out(s, x.shape[-1], name="out")(attend.attend(q, k, v))
+        mixed = undisturbed(attend.attend(q, k, v), v, alone)
+        x = x + gate * Out(s, x.shape[-1], name="out")(mixed)
         q = Linear(
             (s.heads, s.head_size),
             kernel_init=nn.initializers.xavier_uniform(),

@@ -16,7 +16,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cosdiff_jax.models import modulation as modulations
 from cosdiff_jax.models import position as positions
@@ -27,7 +27,10 @@ from cosdiff_jax.sharding import constrain
 
 
 class Block(nn.Module):
-    """One layer. Carries x; takes the text of its layer; hands out mean-pooled x if asked."""
+    """One layer. Carries x; takes the text of its layer; hands out mean-pooled x if asked.
+
+    ``weakened`` says of a layer, where it says anything: left out?, own values alone?
+    """
 
     fusion: Fusion
     modulation: modulations.Modulation
@@ -36,9 +39,10 @@ class Block(nn.Module):
     features: bool
 
     @nn.compact
-    def __call__(self, x, text, shared, condition, angles):
+    def __call__(self, x, text, weakened, shared, condition, angles):
         """Mix and transform; shapes as in the module's docstring."""
-        h, width = self.heads, x.shape[-1]
+        skipped, alone = (None, None) if weakened is None else weakened
+        before, h, width = x, self.heads, x.shape[-1]
         modulate = self.modulation.layer(width, h.dtype)
         if modulate is None:
             one = jnp.ones((1, width), x.dtype)
@@ -47,12 +51,14 @@ class Block(nn.Module):
             six = modulate(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = six
         normed = RMSNorm(h.eps, name="attention_norm")(x, shift1, scale1)
-        x = self.fusion.mix(h)(x, normed, gate1[:, None, :], text, shared, angles)
+        x = self.fusion.mix(h)(x, normed, gate1[:, None, :], text, shared, angles, alone)
         normed = RMSNorm(h.eps, name="mlp_norm")(x, shift2, scale2)
         mixed = GeGLU(self.mlp, dtype=h.dtype, name="mlp")(normed)
         if h.sandwich_norm:
             mixed = RMSNorm(h.eps, name="mlp_post_norm")(mixed)
         x = constrain(x + gate2[:, None, :] * mixed)
+        if skipped is not None:
+            x = jnp.where(skipped, before, x)
         return x, x.astype(jnp.float32).mean(axis=1) if self.features else None
 
 
@@ -108,6 +114,8 @@ class FuseDiT(nn.Module):
         *,
         pooled: Float[Array, "P F"] | None = None,
         features: bool = False,
+        skip: tuple[int, ...] = (),
+        perturb: tuple[int, ...] = (),
     ) -> Float[Array, "B h w c"] | tuple[Float[Array, "B h w c"], Float[Array, "B D"]]:
         """Predict the velocity of B = P K noisy pictures under P prompts.
 
@@ -117,6 +125,8 @@ class FuseDiT(nn.Module):
           text: the language model's stream of P prompts, never repeated.
           pooled: pooled text vectors, where the field ``pooled`` says there are any.
           features: also return the mean over tokens after ``feature_layer``.
+          skip: numbers of layers that are left out, as guidance by a weaker field wants it.
+          perturb: numbers of layers in which every image token reads its own value alone.
 
         Returns:
           v, in float32; with ``features`` a pair of it and the pooled hidden state.
@@ -166,8 +176,11 @@ class FuseDiT(nn.Module):
             if self.modulation.added:
                 x = x + condition[:, None, :]
 
+        weakened = None
+        if skip or perturb:
+            weakened = self._marked(skip), self._marked(perturb)
         per_layer, shared = self.attention.prepare(self.depth, self.width, heads)(text)
-        axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
+        axes: Any = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         out: Any = nn.scan(
             block,
@@ -183,7 +196,7 @@ class FuseDiT(nn.Module):
             mlp=self.mlp,
             features=features,
             name="blocks",
-        )(constrain(x), per_layer, shared, condition, angles)
+        )(constrain(x), per_layer, weakened, shared, condition, angles)
         x, pools = out
 
         last = self.modulation.out(self.width, self.dtype)
@@ -199,6 +212,11 @@ class FuseDiT(nn.Module):
             return v
         chosen = (self.depth - 1) // 2 if self.feature_layer is None else self.feature_layer
         return v, pools[chosen]
+
+    def _marked(self, layers: tuple[int, ...]) -> Bool[Array, " depth"]:
+        if not all(0 <= layer < self.depth for layer in layers):
+            raise ValueError(f"layers {layers}: this network has those from 0 to {self.depth - 1}")
+        return jnp.array([layer in layers for layer in range(self.depth)])
 
 
 class _Summary(nn.Module):

@@ -61,7 +61,11 @@ class Fusion(Protocol):
         ...
 
     def mix(self, heads: Heads) -> nn.Module:
-        """Module: (x, modulated n(x), gate, text of the layer, shared text, angles) -> x."""
+        """Module: (x, modulated n(x), gate, text of the layer, shared text, angles, alone) -> x.
+
+        ``alone``, where it is not None, is a boolean: in its place of attention every image token
+        has its own value (perturbed-attention guidance).
+        """
         ...
 
 
@@ -85,6 +89,15 @@ class ImageHeads(nn.Module):
         return q, k, v
 
 
+def undisturbed(
+    mixed: Float[Array, "B N H E"], v: Float[Array, "B N G E"], alone: Bool[Array, ""] | None
+) -> Float[Array, "B N H E"]:
+    """What attention mixed, or each token's own value where ``alone`` says so."""
+    if alone is None:
+        return mixed
+    return jnp.where(alone, jnp.repeat(v, mixed.shape[2] // v.shape[2], axis=2), mixed)
+
+
 class Out(nn.Module):
     """Heads to residual, with the sandwich's second norm where there is one."""
 
@@ -102,10 +115,11 @@ class _DeepSelf(nn.Module):
     shape: Heads
 
     @nn.compact
-    def __call__(self, x, normed, gate, text, shared, angles):
+    def __call__(self, x, normed, gate, text, shared, angles, alone):
         q, k, v = ImageHeads(self.shape, name="image")(normed, angles)
         text_k, text_v, read = text
         mixed = attend.attend_prefix(q, k, v, text_k, text_v, shared & read)
+        mixed = undisturbed(mixed, v, alone)
         return x + gate * Out(self.shape, x.shape[-1], name="out")(mixed)
 
 
@@ -113,10 +127,11 @@ class _DeepCross(nn.Module):
     shape: Heads
 
     @nn.compact
-    def __call__(self, x, normed, gate, text, shared, angles):
+    def __call__(self, x, normed, gate, text, shared, angles, alone):
         s = self.shape
         q, k, v = ImageHeads(s, name="image")(normed, angles)
-        x = x + gate * Out(s, x.shape[-1], name="out")(attend.attend(q, k, v))
+        mixed = undisturbed(attend.attend(q, k, v), v, alone)
+        x = x + gate * Out(s, x.shape[-1], name="out")(mixed)
         text_k, text_v, read = text
         q = Linear(
             (s.heads, s.head_size),

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from cosdiff_jax.flow import grid
-from cosdiff_jax.flow.composed import Composed, Weaker, late, optimal_scale
+from cosdiff_jax.flow.composed import Composed, late, optimal_scale
 from cosdiff_jax.flow.guidance import ClassifierFree, from_weight, to_weight
 from cosdiff_jax.flow.solver import Euler, Remembering
 from cosdiff_jax.flow.trajectory import Cosine, RectifiedFlow
+from cosdiff_jax.flow.weaker import Given
 from cosdiff_jax.shapes import TextStream
 
 SIDE = (4, 3)
@@ -46,7 +47,7 @@ FORMS = {
     "optimal": {"optimal": True, "zero_start": True},
     "projected": {"parallel": 0.0, "radius": 1.5},
     "rescaled": {"rescale": 0.7},
-    "weaker": {"weaker": (Weaker(backbone=weak, scale=1.0),)},
+    "weaker": {"weaker": (Given(backbone=weak, scale=1.0),)},
 }
 
 
@@ -64,7 +65,7 @@ def test_every_form_does_something():
     plain = ask(Composed(scale=4.0))
     for form in ("late", "optimal", "projected", "rescaled"):
         assert np.abs(ask(Composed(scale=4.0, **FORMS[form])) - plain).max() > 0.05, form
-    autoguided = Composed(scale=4.0, weaker=(Weaker(backbone=weak, scale=2.0),))
+    autoguided = Composed(scale=4.0, weaker=(Given(backbone=weak, scale=2.0),))
     assert np.abs(ask(autoguided) - plain).max() > 0.05
 
 
@@ -174,12 +175,12 @@ def test_momentum_is_a_running_sum_of_clean_differences():
 
 def test_weaker_fields_are_moved_away_from():
     # Autoguidance alone: the weak field plus s times the difference, where s is above 1.
-    alone = Composed(weaker=(Weaker(backbone=weak, scale=2.5),))
+    alone = Composed(weaker=(Given(backbone=weak, scale=2.5),))
     v_weak = weak(Z, T, TEXT)
     out = ask(alone, empty=None)
     np.testing.assert_allclose(out, v_weak + 2.5 * (V_TEXT - v_weak), rtol=1e-4, atol=1e-5)
     # Skip-layer guidance over classifier-free guidance, added after it, in its own interval.
-    skip = Weaker(backbone=weak, scale=from_weight(2.5), interval=(0.0, 0.5))
+    skip = Given(backbone=weak, scale=from_weight(2.5), interval=(0.0, 0.5))
     both = ask(Composed(scale=4.0, weaker=(skip,)))
     added = np.where((T <= 0.5)[:, None, None], 2.5 * (V_TEXT - v_weak), 0)
     np.testing.assert_allclose(both, ask(ClassifierFree(scale=4.0)) + added, rtol=1e-4, atol=1e-5)
@@ -188,7 +189,7 @@ def test_weaker_fields_are_moved_away_from():
 def test_the_order_is_the_stated_one():
     """Optimal scale before the projection, weaker fields after it, rescaling after them."""
     knobs = dict(optimal=True, parallel=0.2, radius=2.0, rescale=0.6)
-    everything = Composed(scale=4.0, weaker=(Weaker(backbone=weak, scale=1.5),), **knobs)
+    everything = Composed(scale=4.0, weaker=(Given(backbone=weak, scale=1.5),), **knobs)
     v_text, v_empty, v_weak = flat(V_TEXT), flat(V_EMPTY), flat(weak(Z, T, TEXT))
     t = flat(T)
     k = (v_text * v_empty).sum(1, keepdims=True) / (v_empty**2).sum(1, keepdims=True)
@@ -207,7 +208,7 @@ def test_late_guidance_leaves_the_first_steps_of_any_grid_alone(first):
     times = spread(6)
     for form in (
         ClassifierFree(scale=4.0),
-        Composed(scale=4.0, weaker=(Weaker(backbone=weak, scale=2.0),)),
+        Composed(scale=4.0, weaker=(Given(backbone=weak, scale=2.0),)),
     ):
         cut = late(form, times, first)
         for i in range(6):

@@ -69,7 +69,7 @@ def weights(model):
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="features")
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("features", "skip", "perturb"))
 def apply(model, params, z, t, text, **options):
     return model.apply(params, z, t, text, **options)
 
@@ -212,3 +212,41 @@ def test_what_does_not_fit_is_refused(change, z, message):
     text = read(SelfAttention())
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: model.init(jax.random.key(0), z, TIMES[: len(z)], text))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+def test_a_skipped_layer_is_one_that_adds_nothing(fusion):
+    model = FuseDiT(**SIZES, attention=fusion, modulation=modulation.Addition())
+    params = jax.tree.map(jnp.array, weights(model))
+    out, blocks = run(model, skip=(1,)), params["params"]["blocks"]
+
+    def silence(path, leaf):
+        last = jax.tree_util.keystr(path, simple=True, separator="/")
+        # What each branch ends with; on the middle one of the stacked layers.
+        ends = any(part in last for part in ("out/heads", "cross_out/heads", "mlp/down"))
+        return leaf.at[1].set(0) if ends else leaf
+
+    params["params"]["blocks"] = jax.tree_util.tree_map_with_path(silence, blocks)
+    silent = apply(model, params, Z, TIMES, read(fusion))
+    np.testing.assert_allclose(out, silent, rtol=1e-5, atol=1e-5)
+    assert np.abs(out - run(model)).max() > 0.01
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+def test_with_perturbed_attention_everywhere_an_image_token_sees_itself_alone(fusion):
+    model = FuseDiT(**SIZES, attention=fusion)
+    moved = Z.at[:, 2:, 4:].add(1.0)  # the last of the 2 x 3 tokens
+
+    def others(**options):
+        change = np.abs(run(model, moved, **options) - run(model, **options))
+        assert change[:, 2:, 4:].max() > 0.01
+        return max(change[:, :2].max(), change[:, 2:, :4].max())
+
+    assert others(perturb=(0, 1, 2)) == 0
+    assert others() > 1e-3 and others(perturb=(0, 2)) > 1e-3
+
+
+@pytest.mark.parametrize("change", [{"skip": (3,)}, {"perturb": (-1,)}])
+def test_a_layer_that_is_not_there_cannot_be_weakened(change):
+    with pytest.raises(ValueError, match="this network has those from 0 to 2"):
+        run(FuseDiT(**SIZES), **change)

@@ -1,0 +1,138 @@
+"""Fields that fail as the stronger one does, only more: what guidance can move away from.
+
+    v + (s - 1) (v_text - v_weak)
+
+A ``Weaker`` asks for its field at the backbone that is guided: by a keyword where the same call
+can be weakened, or at a network of its own.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from cosdiff_jax.shapes import TextStream
+
+Backbone = Callable[..., Array]
+"""(z "B ...", t "B", text of P rows) -> v "B ...".
+
+A keyword asks for the answer of a weaker network instead: ``skip`` or ``perturb`` with numbers of
+layers, or ``weaker=True``, as the classes here say.
+"""
+
+
+@runtime_checkable
+class Weaker(Protocol):
+    """A weaker field and how far to go from it.
+
+    Attributes:
+      scale: s; 1 is none, and asks nothing of the weaker field.
+      interval: acts while lo <= t <= hi.
+    """
+
+    @property
+    def scale(self) -> float | Float[Array, ""]:
+        """See above."""
+        ...
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """See above."""
+        ...
+
+    def field(self, backbone: Backbone) -> Callable[[Array, Array, TextStream], Array]:
+        """The weaker field beside ``backbone``, called without keywords."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Any field that is at hand.
+
+    Attributes:
+      backbone: called as the stronger one is.
+      scale, interval: as above.
+    """
+
+    backbone: Backbone
+    scale: float | Float[Array, ""] = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def field(self, backbone: Backbone) -> Backbone:
+        """The field given."""
+        return self.backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoguidance:
+    """A smaller network, or one trained for less time, reading the same caption.
+
+    Karras et al. 2024, arXiv 2406.02507, eq. 5, whose w is s. Unlike the empty caption's, its
+    errors say nothing of what was asked for, so that moving away from them does not draw the
+    samples of a prompt together.
+
+    Attributes:
+      scale, interval: as above.
+    """
+
+    scale: float | Float[Array, ""] = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def field(self, backbone: Backbone) -> Backbone:
+        """The backbone with ``weaker=True``."""
+        return functools.partial(backbone, weaker=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipLayer:
+    """The network without some of its layers, as published with SD3.5.
+
+    There the three blocks 7, 8 and 9 of 24 are left out with s - 1 = 2.5 in the steps from 1 % to
+    20 % of the way.
+
+    Attributes:
+      layers: numbers from 0.
+      scale, interval: as above.
+    """
+
+    layers: tuple[int, ...] = ()
+    scale: float | Float[Array, ""] = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        _check(self.layers, "skip_layer")
+
+    def field(self, backbone: Backbone) -> Backbone:
+        """The backbone with ``skip``."""
+        return functools.partial(backbone, skip=tuple(self.layers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedAttention:
+    """The network with the identity for the image's attention map in some layers.
+
+    There every image token reads its own value alone: Ahn et al. 2024, arXiv 2403.17377, eq. 7,
+    whose scale is s - 1.
+
+    Attributes:
+      layers: numbers from 0.
+      scale, interval: as above.
+    """
+
+    layers: tuple[int, ...] = ()
+    scale: float | Float[Array, ""] = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        _check(self.layers, "perturbed_attention")
+
+    def field(self, backbone: Backbone) -> Backbone:
+        """The backbone with ``perturb``."""
+        return functools.partial(backbone, perturb=tuple(self.layers))
+
+
+def _check(layers: Any, name: str) -> None:
+    if not layers:
+        raise ValueError(f"guidance.composed.weaker.{name}.layers is empty: name at least one")
