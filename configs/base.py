@@ -83,6 +83,8 @@ def data() -> dict:
         folder=dict(
             path="",  # your pictures
             size=64,  # side in pixels after the crop
+            longest=1.0,  # long side / short side up to which pictures keep their shape; 1: squares
+            step=16,  # pixels; what the sides of such shapes are multiples of
             test=0.0,  # share of the captions held out; at 0 the held-out ones are the same
             seed=0,  # of the draw
         ),

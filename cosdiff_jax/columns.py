@@ -134,15 +134,15 @@ def _told_apart(entries: Sequence[Entry]) -> None:
 
 
 def eye_of(asked: Asked, models: Mapping[str, trained.Trained]) -> Eye | None:
-    """The CLIP that looks: the one named, or the first model's if its pictures fit."""
+    """The CLIP that looks: the one named, or the first model's if it sees their colours."""
     if asked.eye is None and models:
         model = next(iter(models.values()))
         if "clip" not in model.frozen:
             return None
         name = model.config.clip.asset.path if model.config.clip.name == "asset" else "its own CLIP"
         clip, params = build.model("clip", model.config.clip), model.frozen["clip"]
-        words, side = model.tokenizer, model.shape
-        if side != (clip.size, clip.size, clip.channels):
+        words = model.tokenizer
+        if model.shape[2] != clip.channels:
             return None
         return _looking(name, clip, params, words)
     return clip_eye(asked.eye or networks.ASSETS["clip"])

@@ -130,6 +130,7 @@ class DiverseSampler:
       candidates: M, drawn to choose k from; 4 k where a selection is named and None given.
       steps: solver steps; None as the recipe says.
       guidance: scale of classifier-free guidance; None as the recipe says.
+      size: height and width in pixels; None as the model was trained.
 
     Raises:
       ValueError: an unknown method, fewer candidates than pictures, or no CLIP to choose by.
@@ -141,6 +142,7 @@ class DiverseSampler:
     candidates: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.total < self.num:
@@ -226,15 +228,16 @@ class DiverseSampler:
 
     @cached_property
     def _sampler(self) -> Sampler:
-        return build.sampler(self.config, self.model.shape)
+        size = self.model.shape[:2] if self.size is None else self.size
+        return build.sampler(self.config, (*size, self.model.shape[2]))
 
     @cached_property
     def _view(self) -> ClipFeature | None:
         if "clip" not in self.model.frozen:
             return None
         clip = build.model("clip", self.config.clip)
-        # Grey digits and pictures of other sizes are not what the CLIP at hand has learnt to see.
-        return ClipFeature(clip=clip) if self.model.shape == (clip.size, clip.size, 3) else None
+        # Grey digits are not what the CLIP at hand has learnt to see.
+        return ClipFeature(clip=clip) if self.model.shape[2] == clip.channels else None
 
     @cached_property
     def _selection(self) -> Selection:

@@ -16,6 +16,7 @@ prompts; one that was stopped goes on where it was.
 
 import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -122,6 +123,7 @@ def generate(
     steps: int | None,
     guidance: float | None,
     seed: int,
+    size: str | None = None,
     out: Path,
 ) -> list[Path]:
     """Draw and write; return the files written, the grid first, the numbers last.
@@ -135,6 +137,7 @@ def generate(
       steps: solver steps.
       guidance: scale of classifier-free guidance.
       seed: of the noise.
+      size: "HEIGHTxWIDTH" in pixels; by default as the model was trained.
       out: the grid's file; single pictures and the numbers take its name as their beginning.
 
     Raises:
@@ -159,6 +162,7 @@ def generate(
         candidates=candidates,
         steps=steps,
         guidance=guidance,
+        size=_size(size),
         seed=seed,
     )
     facts = {
@@ -180,6 +184,7 @@ def generate_folders(
     steps: int | None,
     guidance: float | None,
     seed: int,
+    size: str | None = None,
     out: Path,
     rows: int = 64,
 ) -> int:
@@ -190,7 +195,7 @@ def generate_folders(
     Args:
       source: a working directory, a folder with weights, or an embedded model's name.
       prompts: P prompts; the folder of each is its number in this list.
-      num, method, candidates, steps, guidance, seed: as for ``generate``.
+      num, method, candidates, steps, guidance, seed, size: as for ``generate``.
       out: folder of the folders.
       rows: pictures drawn together.
 
@@ -209,6 +214,7 @@ def generate_folders(
         candidates=candidates,
         steps=steps,
         guidance=guidance,
+        size=_size(size),
     )
     settings = {
         "model": model.name,
@@ -219,6 +225,7 @@ def generate_folders(
         "steps": steps,
         "guidance": guidance,
         "seed": seed,
+        "size": size,
     }
     todo = _todo(out, prompts, settings)
     together = max(1, min(len(todo), rows // draw.total))
@@ -307,6 +314,15 @@ def _picture(image: UInt8[np.ndarray, "X Y C"]) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
+    if sides is None:
+        raise ValueError(f"--size={text} is not HEIGHTxWIDTH, such as 48x80")
+    return int(sides[1]), int(sides[2])
+
+
 def _something(prompts: Iterable[str]) -> None:
     if not any(prompt.strip() for prompt in prompts):
         raise ValueError(
@@ -330,6 +346,7 @@ def define() -> None:
     flags.DEFINE_integer("candidates", None, "Drawn to choose --num from", lower_bound=1)
     flags.DEFINE_integer("steps", None, "Solver steps; by default the recipe's", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Scale s; 1 is none; by default the recipe's")
+    flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; by default as the model was trained")
     flags.DEFINE_integer("seed", 0, "Of the noise", lower_bound=0)
     flags.DEFINE_string("out", None, "The grid's file (grid.png), or the folders' folder (geneval)")
 
@@ -348,6 +365,7 @@ def main(argv: list[str]) -> None:
         "steps": FLAGS.steps,
         "guidance": FLAGS.guidance,
         "seed": FLAGS.seed,
+        "size": FLAGS.size,
         "out": out,
     }
     source = FLAGS.workdir or FLAGS.model

@@ -215,6 +215,7 @@ def check(config: Any) -> None:
             "apart and needs at least 2 (in each part that optimizer.accumulate makes); raise "
             f"data.prompts or set objective.flow_matching.alignment.{aligned.name}.form.name=cosine"
         )
+    _check_shapes(config)
     for field in ("prompts", "samples", "context"):
         if config.data[field] < 1:
             raise ValueError(f"data.{field} must be at least 1, not {config.data[field]}")
@@ -222,6 +223,24 @@ def check(config: Any) -> None:
         raise ValueError("steps, log_every and checkpoint.every must be at least 1")
     # Here, not where the record is opened: a missing package is told before anything is prepared.
     record.Wandb(**config.wandb)
+
+
+def _check_shapes(config: Any) -> None:
+    """Refuse pictures of several shapes where vectors or positions are of one."""
+    if config.data.name != "folder" or config.data.folder.get("longest", 1.0) == 1:
+        return
+    name = config.objective.name
+    reads = name in ("contrastive", "contrastive_latents") and "CLIP"
+    if name == "flow_matching" and config.objective.flow_matching.diversity.name != "none":
+        knobs = config.objective.flow_matching
+        kept = knobs.diversity[knobs.diversity.name].bank.name != "none"
+        if kept and knobs.feature.name not in ("clip", "hidden"):
+            reads = f"the bank of objective.flow_matching.feature.name={knobs.feature.name}"
+    if reads:
+        raise ValueError(
+            f"data.folder.longest = {config.data.folder.longest}: {reads} takes pictures of one "
+            "shape; set data.folder.longest=1"
+        )
 
 
 def precision(name: str) -> AbstractContextManager[Any]:

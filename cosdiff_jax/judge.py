@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from cosdiff_jax.data.groups import to_float, to_uint8
+from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.metrics import clip_score, cosine, frechet
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Batch, Frozen, Params
@@ -173,7 +174,8 @@ class InClip:
     # A run is measured before, after and against real pictures: compiled once, captions read once.
     @functools.cached_property
     def _image(self) -> Callable:
-        return jax.jit(lambda p, x: self.clip.apply({"params": p}, x, method="image"))
+        see = ClipFeature(clip=self.clip)
+        return jax.jit(lambda p, x: see({"clip": p}, x))
 
     @functools.cached_property
     def _said(self) -> Float[np.ndarray, "P F"]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from cosdiff_jax.data.groups import Source, to_float
 from cosdiff_jax.diversity import similarity
+from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.metrics import vendi
 from cosdiff_jax.shapes import Params
 
@@ -79,7 +80,8 @@ class Eye:
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         params = jax.device_put(self.params, whole)
-        look = jax.jit(lambda p, x: self.clip.apply({"params": p}, x, method="image"))
+        view = ClipFeature(clip=self.clip)
+        look = jax.jit(lambda p, x: view({"clip": p}, x))
         # Placed by hand: among several hosts jit takes no numpy array that is to be split.
         return lambda x: look(params, jax.device_put(x, split))
 

@@ -53,6 +53,17 @@ def test_a_grid_and_every_picture_beside_it(folder, tmp_path):
     assert np.abs(pixels(seeded[1]) - pixels(again[1])).max() > 20
 
 
+def test_pictures_of_another_shape_than_it_was_trained_on(folder, tmp_path):
+    options = {"num": 2, "method": "max_min", "candidates": 3, "steps": 2, "guidance": 2.0}
+    options |= {"seed": 0, "out": tmp_path / "grid.png"}
+    written = generate.generate(folder, ["a red star"], size="48x80", **options)
+    assert pixels(written[1]).shape == (48, 80, 3)
+    assert json.loads(written[-1].read_text())["prompts"][0]["mean_cosine"] < 1
+    for size, said in (("48", "is not HEIGHTxWIDTH"), ("48x81", "divide")):
+        with pytest.raises(ValueError, match=said):
+            generate.generate(folder, ["a red star"], size=size, **options)
+
+
 def folders(folder, out, prompts, **changes):
     options = {"num": 2, "method": "independent", "candidates": None, "steps": 2, "guidance": 2.0}
     options |= {"seed": 0, "rows": 4, **changes}

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import fusion_base, scenes_clip, scenes_clip_latents
+from configs import fusion_base, fusion_div, scenes_clip, scenes_clip_latents
 from cosdiff_jax import build, job
 from cosdiff_jax.data.groups import to_float
 
@@ -75,3 +75,22 @@ def test_a_run_may_begin_or_leave_weights_and_biases_when_it_goes_on(monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install .cosdiff_jax\[wandb\]"):
         job.prepare(config)
+
+
+def test_pictures_of_several_shapes_are_refused_where_one_is_needed():
+    config = scenes_clip.get_config("tiny")
+    config.data.name = "folder"
+    job.check(config)
+    config.data.folder.longest = 2.0
+    with pytest.raises(ValueError, match=r"longest = 2.0: CLIP takes pictures of one shape"):
+        job.check(config)
+    config = fusion_div.get_config("tiny")
+    config.data.name, config.data.folder.longest = "folder", 2.0
+    knobs = config.objective.flow_matching
+    knobs.feature.name = "latent"
+    job.check(config)
+    knobs.diversity.cosine.bank.name = "fifo"
+    with pytest.raises(ValueError, match=r"the bank of .*feature\.name=latent takes pictures"):
+        job.check(config)
+    knobs.feature.name = "clip"
+    job.check(config)

@@ -66,8 +66,9 @@ def nearest(height: int, width: int, buckets: Sequence[Bucket]) -> int:
 def cover(image: Image.Image, bucket: Bucket) -> UInt8[np.ndarray, "Y X 3"]:
     """The largest part of the bucket's shape from the middle of an RGB picture, resized.
 
-    The same picture as resizing until it covers the bucket and cropping the centre, in one step and
-    with no rounding in between.
+    By a triangle filter, widened for shrinking. The same picture as resizing until it covers the
+    bucket and cropping the centre, in one step, with no rounding in between and no panorama that
+    has to be enlarged first.
     """
     width, height = image.size
     scale = min(width / bucket.width, height / bucket.height)

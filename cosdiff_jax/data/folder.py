@@ -9,6 +9,7 @@ group of that prompt. What cannot be used is passed over, and said.
 import concurrent.futures
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -18,12 +19,13 @@ import pathlib
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from cosdiff_jax.data import files, preprocess
+from cosdiff_jax.data import buckets, files, preprocess
+from cosdiff_jax.data.buckets import Bucket
 
 _log = logging.getLogger("cosdiff_jax")
 
@@ -51,16 +53,35 @@ class Found:
     total: int
 
 
+class _Usable(NamedTuple):
+    """A picture that can be used: the number of its shape, and itself where it is kept."""
+
+    bucket: int
+    image: np.ndarray | None
+
+
+class _Pile(NamedTuple):
+    """Pictures of one caption and one shape, by number."""
+
+    prompt: int
+    bucket: int
+    pictures: tuple[pathlib.Path, ...]
+
+
 class FolderGroups:
-    """Groups of one caption and K of its pictures.
+    """Groups of one caption and K of its pictures, all of one shape.
 
     In one round every caption's pictures are shuffled and dealt out K at a time, so that each
     picture is seen; the last hand is filled up from the others. A caption with fewer than K
     pictures gives one group a round in which they repeat. Rounds follow until an epoch has at
-    least SHORTEST_EPOCH groups. Group ``i`` is a function of the folder, ``seed`` and ``i``.
+    least SHORTEST_EPOCH groups. Group ``i`` is a function of the folder, ``seed`` and ``i``. Where
+    pictures keep their shapes (``longest``), those of one caption and one shape are dealt out.
 
     Attributes:
         captions: the captions of this split, sorted.
+        prompts: how many captions there are.
+        shapes: the sizes that pictures are cut to.
+        buckets: for each group the number of its size; None where all have one.
         skipped: (name, reason) of everything that was passed over, broken pictures included.
         summary: one line for the user: how many of how many, what was skipped and why.
     """
@@ -70,6 +91,8 @@ class FolderGroups:
         *,
         path: str,
         size: int = 64,
+        longest: float = 1.0,
+        step: int = 16,
         split: str = "train",
         samples: int = 8,
         test: float = 0.0,
@@ -80,6 +103,10 @@ class FolderGroups:
         Args:
             path: the folder; sub-folders are searched too.
             size: side in pixels of the square that is cut from the middle.
+            longest: ratio of long side to short side up to which pictures for training keep their
+                shape, at the square's area; at 1 all are squares. Held-out pictures always are.
+            step: pixels that both sides of such a shape are multiples of: the autoencoder's
+                reduction times the transformer's patch, or a multiple of that.
             split: "train" or "test".
             samples: K, pictures a prompt.
             test: share of the captions held out, chosen by a hash of the caption, so that more
@@ -97,8 +124,12 @@ class FolderGroups:
                 "folder: samples and size must be at least 1 and test in [0, 1), "
                 f"not {samples}, {size} and {test}"
             )
+        self.shapes = (Bucket(size, size),)
+        if longest != 1 and split == "train":
+            self.shapes = buckets.sizes(size, step, longest=longest)
+        self.size, self.samples, self.seed = size, samples, seed
         found = scan(path)
-        usable, broken = _decode(found.pictures, size)
+        usable, broken = self._decode(found.pictures)
         root = pathlib.Path(path).expanduser()
         broken = [(files.relative(place, root), reason) for place, reason in broken]
         self.skipped = tuple(sorted({*found.skipped, *broken}))
@@ -107,25 +138,29 @@ class FolderGroups:
                 f"folder {path}: none of its {found.total} images can be used; "
                 f"{files.say(self.skipped)}"
             )
-        pictures: dict[str, list[pathlib.Path]] = {}
+        piles: dict[tuple[str, int], list[pathlib.Path]] = {}
         for place, caption in found.pictures:
             if place in usable and (not test or (_share(caption) < test) == (split == "test")):
-                pictures.setdefault(caption, []).append(place)
-        if not pictures:
+                piles.setdefault((caption, usable[place].bucket), []).append(place)
+        if not piles:
             raise ValueError(
                 f"folder {path}: with data.folder.test = {test} no caption is left for the {split} "
                 "split; change the share or add captions"
             )
-        self.captions: Sequence[str] = tuple(sorted(pictures))
-        self.size, self.samples, self.seed = size, samples, seed
+        self.captions: Sequence[str] = tuple(sorted({caption for caption, _ in piles}))
+        self.prompts = len(self.captions)
         self.path = str(path)
-        self._pictures = tuple(tuple(pictures[caption]) for caption in self.captions)
+        numbers = {caption: number for number, caption in enumerate(self.captions)}
+        self._piles = tuple(
+            _Pile(numbers[caption], bucket, tuple(piles[caption, bucket]))
+            for caption, bucket in sorted(piles)
+        )
         self._kept = usable
         self._deals = [
             (deal, place)
-            for deal in range(max(-(-len(p) // samples) for p in self._pictures))
-            for place in range(len(self._pictures))
-            if deal * samples < len(self._pictures[place])
+            for deal in range(max(-(-len(p.pictures) // samples) for p in self._piles))
+            for place in range(len(self._piles))
+            if deal * samples < len(self._piles[place].pictures)
         ]
         self.summary = self._say(found, len(usable), split if test else "")
         _log.info(self.summary)
@@ -134,20 +169,27 @@ class FolderGroups:
         rounds = -(-SHORTEST_EPOCH // len(self._deals))
         return rounds * len(self._deals)
 
+    @functools.cached_property
+    def buckets(self) -> Sequence[int] | None:
+        """See above."""
+        if len({pile.bucket for pile in self._piles}) == 1:
+            return None
+        return tuple(self._piles[self._deal(index)[2]].bucket for index in range(len(self)))
+
     def caption(self, index: int) -> str:
-        """The caption of group ``index``; the first ``len(captions)`` groups have all of them."""
-        return self.captions[self._deal(index)[2]]
+        """The caption of group ``index``."""
+        return self.captions[self._piles[self._deal(index)[2]].prompt]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"caption": str, "images": uint8 [K X X 3]}``."""
+        """``{"caption": str, "prompt": int, "images": uint8 [K Y X 3]}``."""
         turn, deal, place = self._deal(index)
-        pictures = self._pictures[place]
+        prompt, _, pictures = self._piles[place]
         order = np.random.default_rng([self.seed, turn, place]).permutation(len(pictures))
         # np.take wraps round: the last hand is filled from the start of the shuffled pile.
         wanted = np.arange(deal * self.samples, (deal + 1) * self.samples)
         chosen = np.take(order, wanted, mode="wrap")
         images = np.stack([self._image(pictures[picture]) for picture in chosen])
-        return {"caption": self.captions[place], "images": images}
+        return {"caption": self.captions[prompt], "prompt": prompt, "images": images}
 
     def _deal(self, index: int) -> tuple[int, int, int]:
         if not 0 <= index < len(self):
@@ -155,24 +197,55 @@ class FolderGroups:
         turn, rest = divmod(int(index), len(self._deals))
         return turn, *self._deals[rest]
 
-    def _image(self, path: pathlib.Path) -> UInt8[np.ndarray, "X X 3"]:
-        kept = self._kept[path]
-        return preprocess.read(path, self.size) if kept is None else kept
+    def _read(self, path: pathlib.Path) -> UInt8[np.ndarray, "Y X 3"]:
+        return preprocess.read(path, self.size, self.shapes)
+
+    def _image(self, path: pathlib.Path) -> UInt8[np.ndarray, "Y X 3"]:
+        kept = self._kept[path].image
+        return self._read(path) if kept is None else kept
+
+    def _decode(
+        self, pictures: Sequence[tuple[pathlib.Path, str]]
+    ) -> tuple[dict[pathlib.Path, _Usable], list[tuple[pathlib.Path, str]]]:
+        """Read every picture once: the good ones, and (path, reason) of the others.
+
+        They are kept unless all together are more than KEEP bytes.
+        """
+
+        def attempt(path: pathlib.Path) -> np.ndarray | str:
+            try:
+                return self._read(path)
+            except preprocess.Unusable as error:
+                return str(error)
+
+        paths = [path for path, _ in pictures]
+        keep = len(paths) * self.size**2 * 3 <= KEEP
+        usable, broken = {}, []
+        with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
+            # Pillow warns of large pictures and odd metadata; each loss gets a reason below.
+            warnings.simplefilter("ignore")
+            for path, result in zip(paths, pool.map(attempt, paths), strict=True):
+                if isinstance(result, str):
+                    broken.append((path, result))
+                else:
+                    bucket = self.shapes.index(Bucket(*result.shape[:2]))
+                    usable[path] = _Usable(bucket, result if keep else None)
+        return usable, broken
 
     def _say(self, found: Found, usable: int, split: str) -> str:
         line = f"folder: used {usable} of {found.total} images"
         if split:
-            here = sum(map(len, self._pictures))
+            here = sum(len(pile.pictures) for pile in self._piles)
             line += f", {here} of them in the {len(self.captions)} captions of the {split} split"
         else:
             line += f" in {len(self.captions)} caption{'s' * (len(self.captions) > 1)}"
         if self.skipped:
             line += f"; skipped {files.say(self.skipped)}"
-        few = sum(len(pictures) < self.samples for pictures in self._pictures)
+        few, shapes = sum(len(p.pictures) < self.samples for p in self._piles), len(self.shapes) > 1
         if few:
             line += (
-                f". {few} of {len(self.captions)} captions have fewer than {self.samples} "
-                "pictures: their pictures repeat"
+                f". {few} of {len(self._piles)} captions{' and shapes' * shapes} have fewer than "
+                f"{self.samples} pictures: their pictures repeat"
             )
         return line
 
@@ -291,34 +364,6 @@ def _decode_text(raw: bytes) -> str:
         return files.decode(raw)
     except UnicodeDecodeError:
         raise ValueError("its caption is not UTF-8") from None
-
-
-def _decode(
-    pictures: Sequence[tuple[pathlib.Path, str]], size: int
-) -> tuple[dict[pathlib.Path, np.ndarray | None], list[tuple[pathlib.Path, str]]]:
-    """Read every picture once: the good ones, and (path, reason) of the others.
-
-    Where all together are more than KEEP bytes, None stands for a picture that is good.
-    """
-
-    def attempt(path: pathlib.Path) -> np.ndarray | str:
-        try:
-            return preprocess.read(path, size)
-        except preprocess.Unusable as error:
-            return str(error)
-
-    paths = [path for path, _ in pictures]
-    keep = len(paths) * size * size * 3 <= KEEP
-    usable, broken = {}, []
-    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
-        # Pillow warns of large pictures and odd metadata; a reason for each loss is given below.
-        warnings.simplefilter("ignore")
-        for path, result in zip(paths, pool.map(attempt, paths), strict=True):
-            if isinstance(result, str):
-                broken.append((path, result))
-            else:
-                usable[path] = result if keep else None
-    return usable, broken
 
 
 def _share(caption: str) -> float:

@@ -3,11 +3,13 @@
 A source is anything with ``__len__`` and ``__getitem__(i) -> {"caption": str, ...}``: a group is
 one caption with K pictures ("images", uint8 [K X Y C]) or K encoded pictures ("latents",
 [K h w c]); a text source has captions only. "prompt" numbers the prompts where several groups share
-one; otherwise a group's own number does. Grain does the rest, so that the iterator's place in
-the data is a small dictionary and a resumed run sees the batches it would have seen.
+one; otherwise a group's own number does. Where groups are of several shapes, ``buckets`` says of
+which each is, and every batch is of one. Grain does the rest, so that the iterator's place in the
+data is a small dictionary and a resumed run sees the batches it would have seen.
 """
 
 import dataclasses
+import logging
 import math
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +17,10 @@ import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from cosdiff_jax.data.buckets import Plan
 from cosdiff_jax.data.tokenizer import Tokenizer
+
+_log = logging.getLogger("cosdiff_jax")
 
 
 @runtime_checkable
@@ -73,6 +78,25 @@ class Numbered:
         return {"prompt": index, **self.source[index]}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """A host's part of the batches of a plan, encoded; there is no last one."""
+
+    source: Source
+    encode: Encode
+    plan: Plan
+    shard: int
+    shards: int
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        _, items = self.plan[index]
+        rows = [self.encode(self.source[int(i)]) for i in items[self.shard :: self.shards]]
+        return flatten({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+
 def count_prompts(source: Source) -> int:
     """How many prompts a source has: its groups, unless it deals several out of one."""
     return getattr(source, "prompts", len(source))
@@ -93,22 +117,32 @@ def batches(
     """An endless, seekable stream of batches: dicts of arrays in ``Batch``'s field names.
 
     Args:
-      source: groups.
+      source: groups; of several shapes where it has ``buckets``, and then always shuffled and
+        repeated as ``buckets.Plan`` does.
       encode: what is done to each group.
       prompts: P over all hosts.
       seed: order of the groups; every epoch is shuffled anew.
       shard: this host's number.
-      shards: hosts; each reads groups ``shard, shard + shards, ...``.
+      shards: hosts; each reads groups ``shard, shard + shards, ...``, of the plan's batches where
+        there is one, so that all have the same shape at the same step.
       shuffle: draw in random order.
       repeat: go on for ever; without it one pass is made, the rest that fills no batch dropped.
       threads: reading threads.
 
     Raises:
-      ValueError: P is not divisible by the hosts, or the source has fewer groups than a batch.
+      ValueError: P is not divisible by the hosts, or the source has fewer groups (of every shape)
+        than a batch.
     """
     if prompts % shards:
         raise ValueError(f"data.prompts = {prompts} cannot be split over {shards} hosts")
     local = prompts // shards
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+    of = getattr(source, "buckets", None)
+    if of is not None:
+        plan = Plan(of, rows=prompts, seed=seed)
+        _log.info(f"{plan.summary}. A program is compiled for each bucket when it first comes")
+        planned = _Planned(Numbered(source), encode, plan, shard, shards)
+        return grain.MapDataset.source(planned).to_iter_dataset(reading)
     dataset = grain.MapDataset.source(Numbered(source))[shard::shards]
     if len(dataset) < local:
         raise ValueError(
@@ -121,9 +155,7 @@ def batches(
     if repeat:
         dataset = dataset.repeat()
     dataset = dataset.map(encode).batch(local, drop_remainder=True).map(flatten)
-    return dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-    )
+    return dataset.to_iter_dataset(reading)
 
 
 def flatten(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

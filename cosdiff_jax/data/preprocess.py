@@ -1,23 +1,34 @@
-"""One picture file of any kind -> square RGB bytes of the size a model wants."""
+"""One picture file of any kind -> RGB bytes of the size a model wants."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cosdiff_jax.data.buckets import Bucket, cover, nearest
 
 
 class Unusable(ValueError):
     """A picture that cannot be used; the message is the reason, in a few words."""
 
 
-def read(path: str | pathlib.Path, size: int) -> UInt8[np.ndarray, "X X 3"]:
-    """Decode a file, turn it upright, make it RGB, crop the middle square and resize it.
+def read(
+    path: str | pathlib.Path, size: int, shapes: Sequence[Bucket] = ()
+) -> UInt8[np.ndarray, "Y X 3"]:
+    """Decode a file, turn it upright, make it RGB, cut its middle to shape and resize it.
+
+    Args:
+        path: the file.
+        size: side of the square, which all the shapes have about the area of.
+        shapes: sizes to choose from: that of the shape nearest to the picture's. Without any it is
+            the square.
 
     Raises:
         Unusable: "zero bytes", "broken image", "too many pixels" and so on.
     """
-    path = pathlib.Path(path)
+    path, square = pathlib.Path(path), Bucket(size, size)
     try:
         if path.is_symlink() and not path.exists():
             raise Unusable("broken link")
@@ -27,7 +38,9 @@ def read(path: str | pathlib.Path, size: int) -> UInt8[np.ndarray, "X X 3"]:
             # A JPEG can be decoded at half, a quarter or an eighth: all that a thumbnail needs.
             # Only a hint, and the result is never smaller than what is asked for.
             image.draft(None, (2 * size, 2 * size))
-            return square(to_rgb(upright(image)), size)
+            whole = to_rgb(upright(image))
+            chosen = shapes[nearest(whole.height, whole.width, shapes)] if shapes else square
+            return cover(whole, chosen)
     except Unusable:
         raise
     except FileNotFoundError:
@@ -71,19 +84,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError:
         raise Unusable(f"colour mode {image.mode}") from None
-
-
-def square(image: Image.Image, size: int) -> UInt8[np.ndarray, "X X 3"]:
-    """The middle square, resized to ``size`` with a triangle filter widened for shrinking.
-
-    The same picture as resizing the shorter side to ``size`` and cropping the centre, but a
-    panorama never has to be enlarged first.
-    """
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _to_eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, "Y X"]:

@@ -6,7 +6,7 @@ from typing import cast
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from cosdiff_jax.features.pictures import shown
+from cosdiff_jax.features.pictures import fit, shown
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Frozen, TextStream
@@ -15,6 +15,8 @@ from cosdiff_jax.shapes import Frozen, TextStream
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipFeature:
     """Pictures, or latents decoded first, through CLIP's picture tower.
+
+    Of pictures of another size or shape than its own it sees the middle square, resized.
 
     Attributes:
       clip: the network; its weights are ``frozen["clip"]``.
@@ -28,7 +30,7 @@ class ClipFeature:
         self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
     ) -> Float[Array, "B F"]:
         """Unit vectors of normalised latents if there is a ``vae``, else of pictures."""
-        images = shown(frozen, samples, self.vae)
+        images = fit(shown(frozen, samples, self.vae), self.clip.size)
         f = self.clip.apply({"params": frozen["clip"]}, images, method="image")
         return cast(jax.Array, f)
 

@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from cosdiff_jax.data import buckets, preprocess
+from cosdiff_jax.data import buckets
 from cosdiff_jax.data.buckets import Bucket
 
 S, STEP = 256, 16
@@ -60,11 +60,11 @@ def test_covering_cuts_the_middle_and_leaves_no_border(h, w):
         assert found[:, :11, 1].max() < 125 < found[:, 13:, 1].min()
 
 
-def test_covering_the_square_is_what_every_picture_gets_now():
+def test_covering_the_square_is_what_pillow_calls_fitting():
     rng = np.random.default_rng(1)
     for shape in ((31, 50, 3), (50, 31, 3), (20, 20, 3), (5, 90, 3)):
         image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
-        now = preprocess.square(image, 16)
+        now = ImageOps.fit(image, (16, 16), Image.Resampling.BILINEAR)
         np.testing.assert_allclose(buckets.cover(image, Bucket(16, 16)), now, atol=1)
 
 

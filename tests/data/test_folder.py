@@ -135,7 +135,7 @@ def test_a_large_folder_is_read_again_when_drawn(tmp_path, monkeypatch):
     kept = groups(tmp_path)
     monkeypatch.setattr(folder, "KEEP", 100)
     again = groups(tmp_path)
-    assert set(again._kept.values()) == {None}
+    assert {kept.image for kept in again._kept.values()} == {None}
     np.testing.assert_array_equal(kept[3]["images"], again[3]["images"])
 
 
@@ -190,3 +190,44 @@ def test_nothing_to_work_with_is_one_clear_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(IndexError):
         groups(tmp_path / "one")[10_000]
+
+
+def test_pictures_keep_their_shape_in_training_alone(tmp_path):
+    picture(tmp_path / "a.png", text="a wall", size=(24, 12))
+    picture(tmp_path / "b.png", text="a wall", size=(48, 24), colour="blue")
+    picture(tmp_path / "c.png", text="a wall", size=(10, 12), colour="green")
+    picture(tmp_path / "d.png", text="a door", size=(12, 30))
+    source = groups(tmp_path, size=16, step=4, longest=2.0)
+    height, width = (shape.height for shape in source.shapes), (s.width for s in source.shapes)
+    assert sorted(zip(height, width, strict=True)) == [(12, 20), (16, 16), (20, 12)]
+    assert source.captions == ("a door", "a wall") and source.prompts == 2
+    assert "2 of 3 captions and shapes have fewer than 2 pictures" in source.summary
+    seen = {}
+    for index, bucket in enumerate(source.buckets):
+        group, shape = source[index], source.shapes[bucket]
+        assert group["images"].shape == (2, shape.height, shape.width, 3)
+        assert group["caption"] == source.captions[group["prompt"]] == source.caption(index)
+        seen.setdefault((group["caption"], shape.height), set()).update(
+            tuple(image[0, 0].tolist()) for image in group["images"]
+        )
+    red, green, blue = (255, 0, 0), (0, 128, 0), (0, 0, 255)
+    assert seen == {("a door", 20): {red}, ("a wall", 16): {green}, ("a wall", 12): {red, blue}}
+    held_out = groups(tmp_path, size=16, step=4, longest=2.0, split="test")
+    assert held_out.buckets is None and held_out[0]["images"].shape == (2, 16, 16, 3)
+
+
+def test_pictures_that_are_read_again_keep_their_shape(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png", text="a wall", size=(24, 12))
+    picture(tmp_path / "b.png", text="a door", size=(12, 12))
+    kept = groups(tmp_path, size=16, step=4, longest=2.0)
+    monkeypatch.setattr(folder, "KEEP", 0)
+    again = groups(tmp_path, size=16, step=4, longest=2.0)
+    assert again.buckets == kept.buckets and set(kept.buckets) == {1, 2}
+    for index in range(4):
+        np.testing.assert_array_equal(again[index]["images"], kept[index]["images"])
+
+
+def test_a_size_that_the_step_does_not_divide_is_told(tmp_path):
+    picture(tmp_path / "a.png", text="a wall")
+    with pytest.raises(ValueError, match="a side of 20 pixels is no multiple of a step of 16"):
+        groups(tmp_path, size=20, longest=2.0)

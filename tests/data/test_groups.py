@@ -113,3 +113,59 @@ def test_latents_deal_out_every_stored_picture():
     # An odd one is seen too, beside one that another group has.
     source = groups.WithLatents(("a",), latents[:1, :3], 2)
     assert [source[i]["latents"].ravel().tolist() for i in range(len(source))] == [[0, 1], [1, 2]]
+
+
+class Shapes:
+    """Groups 0, 3, 6 ... are tall, the others wide; a prompt has one of either kind."""
+
+    prompts = 6
+
+    def __init__(self):
+        self.buckets = [index % 3 // 2 for index in range(18)]
+
+    def __len__(self):
+        return 18
+
+    def __getitem__(self, index):
+        shape = ((4, 2), (2, 4))[self.buckets[index]]
+        images = np.full((2, *shape, 3), index, np.uint8)
+        return {"caption": chr(97 + index), "prompt": index // 3, "images": images}
+
+
+def shapes(**options):
+    return iter(groups.batches(Shapes(), ENCODE, **{"prompts": 2, "seed": 0, **options}))
+
+
+def test_groups_of_several_shapes_come_in_batches_of_one():
+    stream, seen = shapes(), set()
+    for _ in range(9):
+        batch = next(stream)
+        assert batch["images"].shape in ((4, 4, 2, 3), (4, 2, 4, 3))
+        items = groups.to_uint8(batch["images"])[::2, 0, 0, 0]
+        assert batch["prompt"].tolist() == (items // 3).tolist()
+        assert (batch["tokens"][:, 1] - 97).tolist() == items.tolist()
+        seen |= set(items.tolist())
+    assert seen == set(range(18))
+
+
+def test_hosts_share_a_batch_of_one_shape():
+    whole, parts = shapes(), [shapes(shard=shard, shards=2) for shard in range(2)]
+    for _ in range(12):
+        rows, halves = next(whole), [next(part) for part in parts]
+        assert (
+            halves[0]["images"].shape == halves[1]["images"].shape == (2, *rows["images"].shape[1:])
+        )
+        told = [half["tokens"][0].tolist() for half in halves]
+        assert told == rows["tokens"].tolist()
+
+
+def test_a_restored_stream_of_several_shapes_goes_on_where_it_was():
+    first = shapes()
+    for _ in range(13):
+        next(first)
+    place = first.get_state()
+    wanted = [next(first)["images"] for _ in range(5)]
+    second = shapes()
+    second.set_state(place)
+    for images in wanted:
+        np.testing.assert_array_equal(next(second)["images"], images)

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from cosdiff_jax.data import preprocess
+from cosdiff_jax.data.buckets import Bucket, cover
 
 
 def halves(left, right, size=(40, 20)):
@@ -18,21 +19,21 @@ def saved(folder, image, name, **options):
 
 
 def test_the_middle_square_is_cut_and_resized():
-    pixels = preprocess.square(halves("red", "blue"), 8)
+    pixels = cover(halves("red", "blue"), Bucket(8, 8))
     assert pixels.shape == (8, 8, 3)
     assert pixels[:, :3].tolist() == [[[255, 0, 0]] * 3] * 8
     assert pixels[:, 5:].tolist() == [[[0, 0, 255]] * 3] * 8
-    tall = preprocess.square(halves("red", "blue").rotate(90, expand=True), 8)
+    tall = cover(halves("red", "blue").rotate(90, expand=True), Bucket(8, 8))
     np.testing.assert_array_equal(tall, pixels.transpose(1, 0, 2)[::-1])
 
 
 def test_shrinking_averages_and_enlarging_keeps_a_constant():
     board = np.indices((64, 64)).sum(0) % 2 * 255
-    grey = preprocess.square(preprocess.to_rgb(Image.fromarray(board.astype(np.uint8))), 4)
+    grey = cover(preprocess.to_rgb(Image.fromarray(board.astype(np.uint8))), Bucket(4, 4))
     np.testing.assert_allclose(grey, 127.5, atol=2)
-    assert (preprocess.square(Image.new("RGB", (1, 3), (7, 8, 9)), 16) == [7, 8, 9]).all()
+    assert (cover(Image.new("RGB", (1, 3), (7, 8, 9)), Bucket(16, 16)) == [7, 8, 9]).all()
     # A thread of a picture is not enlarged before it is cut.
-    assert preprocess.square(Image.new("RGB", (60_000, 1)), 64).shape == (64, 64, 3)
+    assert cover(Image.new("RGB", (60_000, 1)), Bucket(64, 64)).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV"])
@@ -87,11 +88,11 @@ def test_a_jpeg_decoded_small_looks_as_decoded_whole(tmp_path):
     ramp = np.linspace(0, 255, 512).astype(np.uint8)
     image = Image.fromarray(np.stack([np.broadcast_to(ramp, (512, 512))] * 3, -1))
     small = preprocess.read(saved(tmp_path, image, "a.jpg", quality=95), 32)
-    np.testing.assert_allclose(small.astype(int), preprocess.square(image, 32), atol=4)
+    np.testing.assert_allclose(small.astype(int), cover(image, Bucket(32, 32)), atol=4)
     # Stripes 8 pixels wide survive only in a picture decoded no smaller than what is asked for.
     stripes = Image.fromarray((np.indices((512, 512))[1] // 8 % 2 * 255).astype(np.uint8))
     sharp = preprocess.read(saved(tmp_path, stripes, "b.jpg", quality=95), 200)
-    expected = preprocess.square(preprocess.to_rgb(stripes), 200)
+    expected = cover(preprocess.to_rgb(stripes), Bucket(200, 200))
     np.testing.assert_allclose(sharp.astype(int), expected, atol=8)
 
 

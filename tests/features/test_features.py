@@ -154,3 +154,15 @@ def test_a_mix_has_the_weighted_mean_of_the_cosines(frozen):
         Mix(parts=parts, weights=(0.0, 0.0))
     with pytest.raises(ValueError, match="cannot take"):
         Mix(parts=parts, weights=(1.0,))
+
+
+def test_clip_sees_the_middle_square_of_pictures_of_another_shape(frozen):
+    view = ClipFeature(clip=SMALL)
+    wide = draw(2, 16, 24, 3).clip(-1, 1)
+    np.testing.assert_allclose(view(frozen, wide), view(frozen, wide[:, :, 4:20]), atol=1e-6)
+    assert np.abs(view(frozen, wide) - view(frozen, wide[:, :, :16])).max() > 1e-3
+    # Every pixel four times is the same picture larger, up to the borders of the filter.
+    smooth = jnp.linspace(-1, 1, 16)[None, :, None, None] * jnp.ones((1, 16, 16, 3))
+    large = jnp.repeat(jnp.repeat(smooth, 4, axis=1), 4, axis=2)
+    np.testing.assert_allclose(view(frozen, large), view(frozen, smooth), atol=0.05)
+    assert jnp.abs(jax.grad(lambda x: view(frozen, x)[0, 0])(wide)[:, :, 4:20]).max() > 0
