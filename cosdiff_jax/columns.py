@@ -46,6 +46,7 @@ class Asked:
       candidates, steps, guidance: as for ``diverse.DiverseSampler``.
       seed: of held-out prompts, true pictures and noise.
       eye: asset or folder of the CLIP that looks; None takes the first model's.
+      vgg, lpips: folders as for ``perceptual.load``; None leaves out the distances.
       training: how many of the first model's training pictures are searched for copies.
       ema: whether models draw with their averaged weights or, runs only, with the newest.
     """
@@ -61,12 +62,16 @@ class Asked:
     guidance: float | None = None
     seed: int = 0
     eye: str | None = None
+    vgg: str | None = None
+    lpips: str | None = None
     training: int = 0
     ema: bool = True
 
     def __post_init__(self):
         if not self.models and not self.images:
             raise ValueError("nothing to measure: name a --model, a --workdir or --images")
+        if self.lpips and not self.vgg:
+            raise ValueError("--lpips weighs what --vgg sees: name that folder as well")
         if self.training and not self.models:
             raise ValueError("--training compares with a model's training pictures: name the model")
         if self.file is None and self.number < 2:

@@ -25,7 +25,17 @@ import pyarrow.parquet as pq
 from absl import app, flags
 from jax.experimental import multihost_utils
 
-from cosdiff_jax import build, columns, comparison, diverse, neighbours, networks, trained, weights
+from cosdiff_jax import (
+    build,
+    columns,
+    comparison,
+    diverse,
+    neighbours,
+    networks,
+    perceptual,
+    trained,
+    weights,
+)
 from cosdiff_jax.columns import Asked
 from cosdiff_jax.report import formulations, study
 from cosdiff_jax.survey import Eye, Survey, Surveyed
@@ -54,14 +64,16 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
     entries = columns.gather(asked, models, eye)
     # The name of a CLIP stays when its weights are replaced.
     seen_by = "none" if eye is None else f"{eye.name} {weights.digest(eye.params)}"
+    distances = [] if asked.vgg is None else [perceptual.load(asked.vgg, asked.lpips)]
+    also = {"distances": distances[0].digest} if distances else {}
     shard, shards = jax.process_index(), jax.process_count()
     surveyed: dict[str, Surveyed] = {}
     for entry in entries:
         survey = Survey(
             folder=out / "measured" / entry.folder,
             eye=eye,
-            measures=columns.measures(models),
-            facts={**entry.facts, "eye": seen_by},
+            measures=[*columns.measures(models), *distances],
+            facts={**entry.facts, "eye": seen_by, **also},
             label=entry.name,
         )
         survey.run(entry.source, shard=shard, shards=shards)
@@ -128,6 +140,8 @@ def define() -> None:
     flags.DEFINE_multi_string("method", ["independent"], f"Joined by +; repeat: {known}")
     flags.DEFINE_integer("candidates", None, "Drawn to choose --num from", lower_bound=1)
     flags.DEFINE_string("clip", None, "CLIP that looks: embedded model or folder with weights")
+    flags.DEFINE_string("vgg", None, "Folder of VGG16, from convert: distances within a prompt")
+    flags.DEFINE_string("lpips", None, "Folder of LPIPS's published weights, to go with --vgg")
     flags.DEFINE_integer("training", 0, "Training pictures to search for copies", lower_bound=0)
     flags.DEFINE_bool("ema", True, "Averaged weights; --noema draws with a run's newest ones")
     flags.DEFINE_string("study", None, "Folder of a study: draws its rows instead of measuring")
@@ -162,6 +176,8 @@ def main(argv: list[str]) -> None:
                 guidance=FLAGS.guidance,
                 seed=FLAGS.seed,
                 eye=FLAGS.clip,
+                vgg=FLAGS.vgg,
+                lpips=FLAGS.lpips,
                 training=FLAGS.training,
                 ema=FLAGS.ema,
             )

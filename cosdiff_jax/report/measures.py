@@ -75,6 +75,21 @@ ROWS = {
         meaning="how many of the samples of one prompt are different; 1 = identical",
         detail=True,
     ),
+    "lpips_mean": Measure(
+        title="LPIPS among a prompt's pictures",
+        better="true",
+        meaning="how unlike they look; 0 = identical",
+    ),
+    "lpips_variance": Measure(title="LPIPS, variance over the pairs", better="true", detail=True),
+    "lpips_unweighted_mean": Measure(
+        title="Unweighted LPIPS among a prompt's pictures",
+        better="true",
+        meaning="how unlike they look to VGG; not the published number",
+        detail=True,
+    ),
+    "lpips_unweighted_variance": Measure(
+        title="Unweighted LPIPS, variance over the pairs", better="true", detail=True
+    ),
     "clip_score": Measure(
         title="CLIP-score", better="higher", meaning="do picture and caption agree?"
     ),
