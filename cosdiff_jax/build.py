@@ -7,6 +7,7 @@ nobody sees a ConfigDict.
 
 import dataclasses
 import functools
+import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -288,6 +289,17 @@ def _weaker_network(config: Any, stronger: Any) -> Any:
                 f"autoguidance: {entry['asset']['path']} reads captions in another way than the "
                 f"model ({part}), and one reading serves both"
             )
+    recipe = weights.folder(entry["asset"]["path"]) / "recipe.json"
+    if recipe.is_file():
+        theirs = json.loads(recipe.read_text())["objective"]["flow_matching"]
+        ours = config.objective.flow_matching
+        for part, usual in (("trajectory", "rectified_flow"), ("parameterization", "velocity")):
+            names = [_choice(knobs, part, usual)["name"] for knobs in (theirs, ours)]
+            if names[0] != names[1]:
+                raise ValueError(
+                    f"autoguidance: {entry['asset']['path']} was trained with {part}.name="
+                    f"{names[0]}, the model with {names[1]}"
+                )
     return network
 
 

@@ -216,6 +216,7 @@ def _drawn(
             facts = {
                 "prompts": _digest(prompts),
                 "weights": weights.digest(model.params),
+                **_beside(model),
                 "sample": json.loads(draw.config.sample.to_json_best_effort()),
                 "num": asked.num,
                 "candidates": draw.total,
@@ -270,6 +271,12 @@ def _digits(metric: DigitMetric) -> Measure:
         return metric.result(metric.update(metric.init(), images[None], asked))
 
     return read
+
+
+def _beside(model: trained.Trained) -> dict[str, str]:
+    """The weights that autoguidance moves away from."""
+    weaker = model.frozen.get("weaker")
+    return {} if weaker is None else {"weaker": weights.digest(weaker)}
 
 
 def _digest(of: Any) -> str:

@@ -56,7 +56,8 @@ class Candidates:
       number: which of those that were begun they are.
       f: what CLIP sees; None where there is no CLIP.
       score: cosine of each picture with its prompt.
-      evaluations: of the velocity, for one prompt; guidance asks the network twice for each.
+      evaluations: of the velocity, for one prompt; guidance asks the network twice for each, and a
+        weaker field once more.
     """
 
     images: UInt8[np.ndarray, "P M X Y C"]
@@ -76,7 +77,8 @@ class Samples:
       score: cosine of each picture with its prompt, by CLIP; None where there is no CLIP.
       table: of each prompt, the group's ``mean_cosine``, ``top_cosine`` and ``vendi`` score and
         its mean ``clip_score``; empty where there is no CLIP.
-      evaluations: of the velocity, for one prompt; guidance asks the network twice for each.
+      evaluations: of the velocity, for one prompt; guidance asks the network twice for each, and a
+        weaker field once more.
     """
 
     images: UInt8[np.ndarray, "P k X Y C"]

@@ -64,7 +64,8 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
     entries = columns.gather(asked, models, eye)
     # The name of a CLIP stays when its weights are replaced.
     seen_by = "none" if eye is None else f"{eye.name} {weights.digest(eye.params)}"
-    distances = [] if asked.vgg is None else [perceptual.load(asked.vgg, asked.lpips)]
+    side = 64 if eye is None else eye.size  # as galleries are cut
+    distances = [] if asked.vgg is None else [perceptual.load(asked.vgg, asked.lpips, side)]
     also = {"distances": distances[0].digest} if distances else {}
     shard, shards = jax.process_index(), jax.process_count()
     surveyed: dict[str, Surveyed] = {}
@@ -105,7 +106,9 @@ def _training(
         return None
     if eye is None:
         raise ValueError("--training compares pictures by CLIP, and these have none: name a --clip")
-    data = next(iter(models.values())).config.data
+    data = next(iter(models.values())).config.data.copy_and_resolve_references()
+    if data.name == "folder":
+        data.folder.longest = 1.0  # squares, as the eye sees them
     return neighbours.of_training(build.source(data, "train"), eye, asked.training)
 
 

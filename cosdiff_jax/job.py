@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -21,7 +22,7 @@ from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.judge import Drawn, HeldOut, InClip, Judge, Measure
 from cosdiff_jax.report import card, record
-from cosdiff_jax.shapes import Frozen, Params
+from cosdiff_jax.shapes import Batch, Frozen, Params
 
 # Fields that may change between two parts of one run: they do not touch what is computed.
 _FREE = (
@@ -73,6 +74,7 @@ def prepare(config: Any) -> Job:
     encode = groups.Encode(tokenizer=words, context=config.data.context, eos=text_only)
     data = build.source(config.data, "train")
     frozen = build.frozen(config, needs)
+    _check_shapes(config, objective, frozen, data)
     if config.data.encoded:
         data = _encoded(config, frozen.get("vae"))
     knobs = config.optimizer
@@ -215,7 +217,6 @@ def check(config: Any) -> None:
             "apart and needs at least 2 (in each part that optimizer.accumulate makes); raise "
             f"data.prompts or set objective.flow_matching.alignment.{aligned.name}.form.name=cosine"
         )
-    _check_shapes(config)
     for field in ("prompts", "samples", "context"):
         if config.data[field] < 1:
             raise ValueError(f"data.{field} must be at least 1, not {config.data[field]}")
@@ -225,22 +226,32 @@ def check(config: Any) -> None:
     record.Wandb(**config.wandb)
 
 
-def _check_shapes(config: Any) -> None:
-    """Refuse pictures of several shapes where vectors or positions are of one."""
-    if config.data.name != "folder" or config.data.folder.get("longest", 1.0) == 1:
+def _check_shapes(config: Any, objective: Any, frozen: Frozen, data: groups.Source) -> None:
+    """Try pictures of every shape, without computing: some would come after hours only.
+
+    Raises:
+      ValueError: what reads them takes no such shape, or vectors of one length alone are kept.
+    """
+    shapes = getattr(data, "shapes", ())
+    if len(shapes) < 2:
         return
-    name = config.objective.name
-    reads = name in ("contrastive", "contrastive_latents") and "CLIP"
-    if name == "flow_matching" and config.objective.flow_matching.diversity.name != "none":
-        knobs = config.objective.flow_matching
-        kept = knobs.diversity[knobs.diversity.name].bank.name != "none"
-        if kept and knobs.feature.name not in ("clip", "hidden"):
-            reads = f"the bank of objective.flow_matching.feature.name={knobs.feature.name}"
-    if reads:
-        raise ValueError(
-            f"data.folder.longest = {config.data.folder.longest}: {reads} takes pictures of one "
-            "shape; set data.folder.longest=1"
-        )
+    text = jnp.zeros((config.data.prompts, config.data.context), jnp.int32)
+    rows, kept = config.data.prompts * config.data.samples, None
+    for shape in shapes:
+        images = jnp.zeros((rows, shape.height, shape.width, 3))
+        batch = Batch(tokens=text, mask=text == 0, images=images)
+        said = f"data.folder.longest: with pictures of {shape.height} x {shape.width}, "
+        try:
+            jax.eval_shape(objective.init, jax.random.key(0), batch)
+            memory = jax.eval_shape(lambda f, b: objective.start(f, b, 1), frozen, batch)
+        except ValueError as error:
+            raise ValueError(said + str(error)) from None
+        if kept not in (None, memory):
+            raise ValueError(
+                said + "vectors are of another length than with others, and some are remembered: "
+                "set objective.flow_matching.feature.name=clip, or remember none"
+            )
+        kept = memory
 
 
 def precision(name: str) -> AbstractContextManager[Any]:

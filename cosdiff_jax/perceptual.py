@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 
 from cosdiff_jax import build, weights
 from cosdiff_jax.data.groups import to_float
+from cosdiff_jax.features.pictures import fit
 from cosdiff_jax.metrics import intra_prompt, lpips
 from cosdiff_jax.shapes import Params
 
@@ -29,11 +30,14 @@ class Perceptual:
       vgg: the network and what of it is read.
       params: its weights.
       fitted: a number per channel for each level; None takes 1.
+      side: of the square in pixels that the middle of every picture is brought to: the distance
+        depends on it.
     """
 
     vgg: lpips.Lpips
     params: Params
     fitted: Sequence[Float[np.ndarray, " _"]] | None = None
+    side: int = 64
 
     @property
     def name(self) -> str:
@@ -43,7 +47,8 @@ class Perceptual:
     @functools.cached_property
     def digest(self) -> str:
         """What the numbers depend on."""
-        return f"{self.name} {weights.digest({'vgg': self.params, 'fitted': self.fitted or ()})}"
+        of = weights.digest({"vgg": self.params, "fitted": self.fitted or ()})
+        return f"{self.name} {of} at {self.side}"
 
     def __call__(
         self, images: UInt8[np.ndarray, "K X Y C"], group: Mapping[str, Any]
@@ -52,20 +57,24 @@ class Perceptual:
         del group
         if len(images) < 2:
             return {}
-        pairs = self._pairs(self.params, to_float(images)[None])
+        pairs = self._pairs(self.params, to_float(images))
         found = intra_prompt.result(intra_prompt.update(intra_prompt.init(), pairs), self.name)
         return {key: found[key] for key in (f"{self.name}_mean", f"{self.name}_variance")}
 
     @functools.cached_property
     def _pairs(self) -> Callable:
-        return jax.jit(lambda p, x: self.vgg.pairs({"vgg": p}, x, self.fitted))
+        def pairs(params: Params, images: jax.Array) -> jax.Array:
+            return self.vgg.pairs({"vgg": params}, fit(images, self.side)[None], self.fitted)
+
+        return jax.jit(pairs)
 
 
-def load(vgg: str, fitted: str | None) -> Perceptual:
+def load(vgg: str, fitted: str | None, side: int) -> Perceptual:
     """The measure of a folder with VGG16's weights and one with the fitted ones.
 
     Args:
       vgg: as ``convert --from=vgg`` wrote it: the folder named there, or the ``vgg`` inside.
+      side: as for ``Perceptual``.
       fitted: holds model.safetensors with the published names, see ``lpips.load``.
 
     Raises:
@@ -90,4 +99,4 @@ def load(vgg: str, fitted: str | None) -> Perceptual:
     )
     # Of VGG16 these are ``lpips.LEVELS``: what each level ends with.
     view = lpips.Lpips(vgg=network, layers=layers)
-    return Perceptual(vgg=view, params=weights.load(str(folder)), fitted=numbers)
+    return Perceptual(vgg=view, params=weights.load(str(folder)), fitted=numbers, side=side)

@@ -21,7 +21,8 @@ Params = Any
 """A pytree of arrays: what ``flax.linen.Module.init(...)["params"]`` returns."""
 
 Frozen = dict[str, Params]
-"""Parameters nobody trains, by role: "llm", "vae", "clip", "latent_clip", "vgg", "anchor"."""
+"""Parameters nobody trains, by role: "llm", "vae", "clip", "latent_clip", "vgg", "anchor",
+"weaker"."""
 
 Logs = dict[str, jax.Array]
 """Scalars to write down, by name."""

@@ -5,6 +5,7 @@ Every choice in ``configs/base.py`` is a dictionary with a ``name`` and one entr
 alternative is to add a line here and its knobs to the menu.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,8 @@ def _plain(key: str, value: Any) -> Any:
 def nested(constructor: Callable, **tables: Mapping[str, Callable]) -> Callable:
     """A constructor some of whose knobs are choices themselves."""
 
+    # Marked with whose knobs it takes, for the test that holds menu and constructors equal.
+    @functools.wraps(constructor, assigned=(), updated=())
     def build(**knobs: Any) -> Any:
         made = {key: make(table, knobs[key]) for key, table in tables.items() if key in knobs}
         return constructor(**{**knobs, **made})
@@ -159,13 +162,18 @@ SOLVERS = {
 }
 
 
+@functools.wraps(weaker.Autoguidance, assigned=(), updated=())
 def _autoguidance(*, path: str, **knobs: Any) -> weaker.Autoguidance:
     # The weaker network itself is a part of the sampler: build puts it there.
     return weaker.Autoguidance(**knobs)
 
 
 def _alone(constructor: Callable) -> Callable:
-    return lambda **knobs: (constructor(**knobs),)
+    @functools.wraps(constructor, assigned=(), updated=())
+    def build(**knobs: Any) -> tuple[Any]:
+        return (constructor(**knobs),)
+
+    return build
 
 
 WEAKER = {

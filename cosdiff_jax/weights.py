@@ -38,8 +38,16 @@ def folder(path: str) -> Path:
 
 
 def entry(path: str) -> dict[str, Any]:
-    """The menu entry that the weights fit."""
-    return json.loads((folder(path) / "config.json").read_text())
+    """The menu entry that the weights fit.
+
+    Raises:
+      ValueError: the folder's config.json is not ours.
+    """
+    file = folder(path) / "config.json"
+    found = json.loads(file.read_text())
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        raise ValueError(f"{file} names no network of ours: published weights are converted first")
+    return found
 
 
 def load(path: str) -> Params:

@@ -4,6 +4,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import fusion_base, fusion_div, scenes_clip, scenes_clip_latents
 from cosdiff_jax import build, job
@@ -77,20 +78,50 @@ def test_a_run_may_begin_or_leave_weights_and_biases_when_it_goes_on(monkeypatch
         job.prepare(config)
 
 
-def test_pictures_of_several_shapes_are_refused_where_one_is_needed():
-    config = scenes_clip.get_config("tiny")
-    config.data.name = "folder"
-    job.check(config)
-    config.data.folder.longest = 2.0
-    with pytest.raises(ValueError, match=r"longest = 2.0: CLIP takes pictures of one shape"):
-        job.check(config)
-    config = fusion_div.get_config("tiny")
-    config.data.name, config.data.folder.longest = "folder", 2.0
+@pytest.fixture
+def shapes(tmp_path):
+    """A folder of wide and square pictures, and how recipes ask for both."""
+    for number, size in enumerate(((64, 64), (80, 48), (64, 64), (80, 48))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"wall {number // 2}")
+
+    def ask(recipe, **knobs):
+        config = recipe.get_config("tiny")
+        config.data.update(name="folder", encoded=False, prompts=2)
+        config.data.folder.update(path=str(tmp_path), longest=2.0, **knobs)
+        return config
+
+    return ask
+
+
+def test_pictures_of_several_shapes_are_prepared(shapes):
+    made = job.prepare(shapes(fusion_base))
+    stream = made.stream(0, 1)
+    assert {next(stream)["images"].shape[1:] for _ in range(12)} == {(64, 64, 3), (48, 80, 3)}
+    assert made.prompts == 2 and made.judge.groups.shape[2:] == (64, 64, 3)
+
+
+def test_clip_is_not_trained_on_pictures_of_several_shapes(shapes):
+    with pytest.raises(ValueError, match=r"longest: with pictures of .* x .*, this CLIP reads"):
+        job.prepare(shapes(scenes_clip))
+
+
+def test_a_shape_that_patches_do_not_divide_is_told_before_it_comes(shapes):
+    config = shapes(fusion_base, step=8)
+    job.prepare(config)
+    config.backbone.fuse_dit.patch = 2
+    with pytest.raises(ValueError, match=r"longest: with pictures of .* x .*, latents of"):
+        job.prepare(config)
+
+
+def test_vectors_of_several_lengths_are_not_remembered(shapes):
+    config = shapes(fusion_div)
+    config.backbone.name = "fuse_dit"
     knobs = config.objective.flow_matching
     knobs.feature.name = "latent"
-    job.check(config)
+    job.prepare(config)
     knobs.diversity.cosine.bank.name = "fifo"
-    with pytest.raises(ValueError, match=r"the bank of .*feature\.name=latent takes pictures"):
-        job.check(config)
+    with pytest.raises(ValueError, match="vectors are of another length than with others"):
+        job.prepare(config)
     knobs.feature.name = "clip"
-    job.check(config)
+    job.prepare(config)

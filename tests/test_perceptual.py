@@ -34,7 +34,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("fitted", [False, True])
 def test_numbers_are_those_of_all_pairs(folders, fitted):
-    measure = perceptual.load(str(folders / "out"), str(folders / "lin") if fitted else None)
+    measure = perceptual.load(str(folders / "out"), str(folders / "lin") if fitted else None, 16)
     found = measure(IMAGES, {"caption": "noise"})
     view = lpips.Lpips(vgg=SMALL, layers=("relu1_2", "relu2_1"))
     numbers = lpips.load(folders / "lin") if fitted else None
@@ -52,6 +52,9 @@ def test_numbers_are_those_of_all_pairs(folders, fitted):
     assert measure(IMAGES[:1], {}) == {}
     same = measure(np.repeat(IMAGES[:1], 3, axis=0), {})
     assert same[f"{name}_mean"] == pytest.approx(0, abs=1e-6)
+    # Pictures of another size are brought to the same one first.
+    large = IMAGES.repeat(2, axis=1).repeat(2, axis=2)
+    assert measure(large, {})[f"{name}_mean"] == pytest.approx(apart.mean(), rel=0.3)
 
 
 def test_the_evaluation_has_it_as_a_row_and_keeps_it_apart_by_its_weights(
@@ -74,6 +77,7 @@ def test_the_evaluation_has_it_as_a_row_and_keeps_it_apart_by_its_weights(
         ("nowhere", None, "there is no such folder"),
         ("clip", None, "holds a 'clip', not a vgg"),
         ("out", "wide", "and --vgg's are of"),
+        ("raw", None, "names no network of ours"),
     ],
 )
 def test_what_does_not_fit_is_one_line(folders, vgg, fitted, said):
@@ -81,12 +85,15 @@ def test_what_does_not_fit_is_one_line(folders, vgg, fitted, said):
         weights.save(
             folders / "clip", {"name": "clip", "clip": {}}, {"x": np.ones(1)}, dtype="float32"
         )
+    if vgg == "raw":
+        (folders / "raw").mkdir()
+        (folders / "raw" / "config.json").write_text('{"architecture": "vgg16"}')
     if fitted and not (folders / fitted).exists():
         (folders / fitted).mkdir()
         wide = {"lin0.model.1.weight": np.ones((1, 9, 1, 1), np.float32)}
         save_file(wide, folders / fitted / "model.safetensors")
     with pytest.raises(ValueError, match=said):
-        perceptual.load(str(folders / vgg), fitted and str(folders / fitted))
+        perceptual.load(str(folders / vgg), fitted and str(folders / fitted), 16)
 
 
 def test_fitted_weights_need_a_network():

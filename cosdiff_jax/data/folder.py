@@ -126,7 +126,11 @@ class FolderGroups:
             )
         self.shapes = (Bucket(size, size),)
         if longest != 1 and split == "train":
-            self.shapes = buckets.sizes(size, step, longest=longest)
+            try:
+                self.shapes = buckets.sizes(size, step, longest=longest)
+            except ValueError as error:
+                fields = "data.folder.size, data.folder.step or data.folder.longest"
+                raise ValueError(f"{fields}: {error}") from None
         self.size, self.samples, self.seed = size, samples, seed
         found = scan(path)
         usable, broken = self._decode(found.pictures)

@@ -69,7 +69,7 @@ class Given:
 class Autoguidance:
     """A smaller network, or one trained for less time, reading the same caption.
 
-    Karras et al. 2024, arXiv 2406.02507, eq. 5, whose w is s. Unlike the empty caption's, its
+    Karras et al. 2024, arXiv 2406.02507, whose w is s. Unlike the empty caption's, its
     errors say nothing of what was asked for, so that moving away from them does not draw the
     samples of a prompt together.
 
@@ -89,8 +89,8 @@ class Autoguidance:
 class SkipLayer:
     """The network without some of its layers, as published with SD3.5.
 
-    There the three blocks 7, 8 and 9 of 24 are left out with s - 1 = 2.5 in the steps from 1 % to
-    20 % of the way.
+    With the medium one, whose blocks 7, 8 and 9 of 24 are left out with s - 1 = 2.5 in the steps
+    from 1 % to 20 % of the way.
 
     Attributes:
       layers: numbers from 0.
@@ -111,10 +111,10 @@ class SkipLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbedAttention:
-    """The network with the identity for the image's attention map in some layers.
+    """The network with the identity for the image's attention to itself in some layers.
 
-    There every image token reads its own value alone: Ahn et al. 2024, arXiv 2403.17377, eq. 7,
-    whose scale is s - 1.
+    Ahn et al. 2024, arXiv 2403.17377, whose scale is s - 1. What a token reads of the caption
+    stays: where one softmax runs over both, it runs there over the caption and the token itself.
 
     Attributes:
       layers: numbers from 0.

@@ -125,6 +125,27 @@ def attend_prefix(
     return _ungrouped(out, h).astype(q.dtype)
 
 
+def attend_alone(
+    q: Float[Array, "B N H E"],
+    k: Float[Array, "B N G E"],
+    v: Float[Array, "B N G E"],
+    text_k: Float[Array, "P T G E"],
+    text_v: Float[Array, "P T G E"],
+    text_mask: Bool[Array, "P T"],
+) -> Float[Array, "B N H E"]:
+    """``attend_prefix`` in which a query sees, of all own keys, that of its place alone."""
+    b, n, h, e = q.shape
+    p, t, g, _ = text_k.shape
+    q = (q * e**-0.5).reshape(p, -1, h, e)
+    text = jnp.where(text_mask[:, None, None, :], _logits(_grouped(q, g), text_k), LOWEST)
+    k, v = (jnp.repeat(x, h // g, axis=2).reshape(p, -1, h, e) for x in (k, v))
+    exact = jnp.einsum("pnhe,pnhe->pnh", q, k, preferred_element_type=jnp.float32)
+    own = _grouped(exact[..., None], g)
+    share = jax.nn.softmax(jnp.concatenate([text, own], axis=-1))
+    out = _weighted(share[..., :t], text_v) + share[..., t:] * _grouped(v, g)
+    return _ungrouped(out, h).reshape(b, n, h, e).astype(q.dtype)
+
+
 def attend_shared(
     q: Float[Array, "B N H E"],
     k: Float[Array, "P T G E"],

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models import attention as attend
 from cosdiff_jax.models import rope
-from cosdiff_jax.models.fusion import Heads, ImageHeads, Out, undisturbed
+from cosdiff_jax.models.fusion import Heads, ImageHeads, Out, joint, own
 from cosdiff_jax.models.layers import QKV, Linear, RMSNorm, side_by_side
 from cosdiff_jax.shapes import TextStream
 
@@ -77,7 +77,7 @@ class _Self(nn.Module):
             text_k = key_norm(text_k)
         if angles is not None:
             q, k = rope.rotate(q, angles), rope.rotate(k, angles)
-        mixed = undisturbed(attend.attend_prefix(q, k, v, text_k, text_v, mask), v, alone)
+        mixed = joint(q, k, v, text_k, text_v, mask, alone)
         return x + gate * Out(s, x.shape[-1], name="out")(mixed)
 
 
@@ -88,7 +88,7 @@ class _Cross(nn.Module):
     def __call__(self, x, normed, gate, text, shared, angles, alone):
         s, (context, mask) = self.shape, shared
         q, k, v = ImageHeads(s, name="image")(normed, angles)
-        mixed = undisturbed(attend.attend(q, k, v), v, alone)
+        mixed = own(q, k, v, alone)
         x = x + gate * Out(s, x.shape[-1], name="out")(mixed)
         q = Linear(
             (s.heads, s.head_size),

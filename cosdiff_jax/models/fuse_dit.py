@@ -29,7 +29,7 @@ from cosdiff_jax.sharding import constrain
 class Block(nn.Module):
     """One layer. Carries x; takes the text of its layer; hands out mean-pooled x if asked.
 
-    ``weakened`` says of a layer, where it says anything: left out?, own values alone?
+    ``weakened`` says of a layer, where it says anything: left out?, image tokens alone?
     """
 
     fusion: Fusion
@@ -126,7 +126,7 @@ class FuseDiT(nn.Module):
           pooled: pooled text vectors, where the field ``pooled`` says there are any.
           features: also return the mean over tokens after ``feature_layer``.
           skip: numbers of layers that are left out, as guidance by a weaker field wants it.
-          perturb: numbers of layers in which every image token reads its own value alone.
+          perturb: numbers of layers in which every image token sees, of the image, itself alone.
 
         Returns:
           v, in float32; with ``features`` a pair of it and the pooled hidden state.

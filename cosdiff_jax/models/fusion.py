@@ -63,8 +63,8 @@ class Fusion(Protocol):
     def mix(self, heads: Heads) -> nn.Module:
         """Module: (x, modulated n(x), gate, text of the layer, shared text, angles, alone) -> x.
 
-        ``alone``, where it is not None, is a boolean: in its place of attention every image token
-        has its own value (perturbed-attention guidance).
+        ``alone``, where it is not None, is a boolean: every image token sees, of the image, itself
+        alone (perturbed-attention guidance).
         """
         ...
 
@@ -89,13 +89,33 @@ class ImageHeads(nn.Module):
         return q, k, v
 
 
-def undisturbed(
-    mixed: Float[Array, "B N H E"], v: Float[Array, "B N G E"], alone: Bool[Array, ""] | None
+def own(
+    q: Float[Array, "B N H E"],
+    k: Float[Array, "B N G E"],
+    v: Float[Array, "B N G E"],
+    alone: Bool[Array, ""] | None,
 ) -> Float[Array, "B N H E"]:
-    """What attention mixed, or each token's own value where ``alone`` says so."""
+    """The image's attention to itself; each token's own value where ``alone`` says so."""
+    mixed = attend.attend(q, k, v)
     if alone is None:
         return mixed
-    return jnp.where(alone, jnp.repeat(v, mixed.shape[2] // v.shape[2], axis=2), mixed)
+    return jnp.where(alone, jnp.repeat(v, q.shape[2] // v.shape[2], axis=2), mixed)
+
+
+def joint(
+    q: Float[Array, "B N H E"],
+    k: Float[Array, "B N G E"],
+    v: Float[Array, "B N G E"],
+    text_k: Float[Array, "P T G E"],
+    text_v: Float[Array, "P T G E"],
+    mask: Bool[Array, "P T"],
+    alone: Bool[Array, ""] | None,
+) -> Float[Array, "B N H E"]:
+    """One softmax over [text ; image], or over [text ; itself] where ``alone`` says so."""
+    mixed = attend.attend_prefix(q, k, v, text_k, text_v, mask)
+    if alone is None:
+        return mixed
+    return jnp.where(alone, attend.attend_alone(q, k, v, text_k, text_v, mask), mixed)
 
 
 class Out(nn.Module):
@@ -118,8 +138,7 @@ class _DeepSelf(nn.Module):
     def __call__(self, x, normed, gate, text, shared, angles, alone):
         q, k, v = ImageHeads(self.shape, name="image")(normed, angles)
         text_k, text_v, read = text
-        mixed = attend.attend_prefix(q, k, v, text_k, text_v, shared & read)
-        mixed = undisturbed(mixed, v, alone)
+        mixed = joint(q, k, v, text_k, text_v, shared & read, alone)
         return x + gate * Out(self.shape, x.shape[-1], name="out")(mixed)
 
 
@@ -130,7 +149,7 @@ class _DeepCross(nn.Module):
     def __call__(self, x, normed, gate, text, shared, angles, alone):
         s = self.shape
         q, k, v = ImageHeads(s, name="image")(normed, angles)
-        mixed = undisturbed(attend.attend(q, k, v), v, alone)
+        mixed = own(q, k, v, alone)
         x = x + gate * Out(s, x.shape[-1], name="out")(mixed)
         text_k, text_v, read = text
         q = Linear(

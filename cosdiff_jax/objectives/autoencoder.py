@@ -106,8 +106,9 @@ class Autoencoder:
           batches: pictures in [-1, 1] to measure on.
         """
         encode = jax.jit(lambda p, x: self.vae.apply({"params": p}, x, method="encode")[0])
-        z = np.concatenate([np.asarray(encode(params, images)) for images in batches])
-        z = z.reshape(-1, z.shape[-1]).astype(np.float64)
+        # Batches may be of several shapes.
+        parts = [np.asarray(encode(params, images)) for images in batches]
+        z = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).astype(np.float64)
         return {
             "shift": tuple(np.round(z.mean(axis=0), 5).tolist()),
             "scale": tuple(np.round(1.0 / np.maximum(z.std(axis=0), 0.1), 5).tolist()),

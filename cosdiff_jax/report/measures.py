@@ -155,7 +155,9 @@ ROWS = {
         detail=True,
     ),
     "evaluations": Measure(
-        title="Model evaluations", better="lower", meaning="per prompt; guidance asks twice"
+        title="Model evaluations",
+        better="lower",
+        meaning="per prompt; guidance asks twice, or more",
     ),
     "seconds": Measure(title="Seconds", better="lower", meaning="per prompt, median"),
     "retrieval@1": _share("Retrieval@1", "held-out pairs matched, both ways", detail=False),

@@ -89,3 +89,21 @@ def test_rows_that_do_not_fit_are_refused():
     q, k, text = arrays((B, N, H, E), (B, N, G, E), (3, T, G, E))
     with pytest.raises(ValueError, match="4 image rows cannot be shared among 3 prompts"):
         attention.attend_prefix(q, k, k, text, text, jnp.ones((3, T), bool))
+
+
+@pytest.mark.parametrize("prompts", [B, B // 2])
+def test_alone_is_one_softmax_over_the_text_and_the_place_itself(prompts):
+    q, k, v, text_k, text_v = arrays(
+        (B, N, H, E), (B, N, G, E), (B, N, G, E), (prompts, T, G, E), (prompts, T, G, E)
+    )
+    mask = np.ones((prompts, T), bool)
+    mask[1, 1:] = False
+    got = attention.attend_alone(q, k, v, text_k, text_v, jnp.asarray(mask))
+    times = B // prompts
+    seen = np.repeat(mask, times, axis=0)[:, None].repeat(N, axis=1)
+    seen = np.concatenate([seen, np.broadcast_to(np.eye(N, dtype=bool), (B, N, N))], axis=2)
+    keys, values = (
+        np.concatenate([np.repeat(x, times, axis=0), y], axis=1)
+        for x, y in ((text_k, k), (text_v, v))
+    )
+    np.testing.assert_allclose(got, brute(q, keys, values, seen, E**-0.5), atol=1e-6)

@@ -243,6 +243,12 @@ def test_with_perturbed_attention_everywhere_an_image_token_sees_itself_alone(fu
         return max(change[:, :2].max(), change[:, 2:, :4].max())
 
     assert others(perturb=(0, 1, 2)) == 0
+    # The caption is read as before.
+    said = read(fusion, TOKENS.at[:, 1].set(13))
+    assert (
+        np.abs(run(model, text=said, perturb=(0, 1, 2)) - run(model, perturb=(0, 1, 2))).max()
+        > 0.01
+    )
     assert others() > 1e-3 and others(perturb=(0, 2)) > 1e-3
 
 
