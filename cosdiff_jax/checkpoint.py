@@ -133,7 +133,7 @@ class Checkpoints:
         Raises:
           ValueError: every checkpoint present is damaged; starting anew would bury the run.
         """
-        steps = self.steps()
+        steps, said = self.steps(), ""
         for position, step in enumerate(steps):
             reason = self._damage(step)
             if reason is None:
@@ -148,14 +148,16 @@ class Checkpoints:
                         self._set_aside(steps[:position])
                     return Restored(state=items["state"], data=items["data"], step=step)
                 except Exception as error:  # Orbax and TensorStore raise many kinds
-                    reason = str(error).split("\n")[0][:200]
+                    # Whole, but of another state: what a term remembers may change its shape.
+                    said = reason = str(error).split("\n")[0].split(". ")[0][:200]
             older = steps[position + 1] if position + 1 < len(steps) else None
             instead = f"using step {older} instead" if older is not None else "no older one is left"
             _log.warning("checkpoint %d is damaged (%s); %s", step, reason, instead)
         if steps:
+            wrong = f"are damaged or of another state ({said})" if said else "are damaged"
             raise ValueError(
-                f"all checkpoints in {self.folder} are damaged; "
-                "move that folder away to start the run anew"
+                f"all checkpoints in {self.folder} {wrong}; move that folder away to start the run "
+                "anew"
             )
         return None
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
@@ -299,14 +298,6 @@ def test_without_a_fitting_clip_nothing_is_chosen(folder, tmp_path):
     assert plain.score is None and plain.table == []
     with pytest.raises(ValueError, match="has no CLIP"):
         diverse.diverse_samples(model, ["a red star"], num=1, steps=1, method="max_min")
-
-
-@pytest.fixture
-def unchecked():
-    """Orbax rebuilds states with placeholders for leaves, which no shape fits."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")
