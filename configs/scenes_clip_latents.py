@@ -28,5 +28,6 @@ def get_config(preset: str = ""):
     config.optimizer.ema.decay = 0.99
     config.optimizer.ema.every = 1
     config.sample.batches = 16
+    config.matmul_precision = "bfloat16"
     config.export = "float16"
     return presets.apply(config, preset)

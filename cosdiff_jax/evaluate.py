@@ -3,7 +3,7 @@
     python -m cosdiff_jax.evaluate --model=fusion_base --workdir=runs/fusion_div --num=8
     python -m cosdiff_jax.evaluate --model=fusion_base --method=independent --method=interval
     python -m cosdiff_jax.evaluate --images=DIR --images=OTHER --prompts=prompts.jsonl
-    python -m cosdiff_jax.evaluate --metric=clip|vae|llm|consistency
+    python -m cosdiff_jax.evaluate --metric=clip|latent_clip|vae|llm|consistency
     python -m cosdiff_jax.evaluate --study=studies/diversity
 
 writes ``metrics.json`` and ``report.html`` and prints a table. ``--prompts`` is a number of
@@ -42,7 +42,7 @@ from cosdiff_jax.survey import Eye, Survey, Surveyed
 
 FLAGS = flags.FLAGS
 _log = logging.getLogger("cosdiff_jax")
-NETWORKS = ("clip", "vae", "llm", "consistency")
+NETWORKS = ("clip", "latent_clip", "vae", "llm", "consistency")
 
 
 def pictures(asked: Asked, out: Path) -> dict[str, Any]:

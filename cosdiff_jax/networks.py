@@ -3,6 +3,7 @@
 Each function takes an asset's name or a folder with weights and returns measures by name.
 """
 
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -24,7 +25,12 @@ from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.shapes import Batch
 
-ASSETS = {"clip": "scenes_clip", "vae": "scenes_vae", "llm": "scenes_llm"}
+ASSETS = {
+    "clip": "scenes_clip",
+    "latent_clip": "scenes_clip_latents",
+    "vae": "scenes_vae",
+    "llm": "scenes_llm",
+}
 
 Table = dict[str, float]
 
@@ -46,7 +52,12 @@ def measured(
     else:
         source, columns = (*sources, ASSETS[metric])[0], ("value",)
         source = str(Path(source) / "model") if (Path(source) / "model").is_dir() else source
-        run = {"clip": retrieved, "vae": restored, "llm": foretold}[metric]
+        run = {
+            "clip": retrieved,
+            "latent_clip": functools.partial(retrieved, role="latent_clip"),
+            "vae": restored,
+            "llm": foretold,
+        }[metric]
         found = (run(source, prompts=number, seed=seed),)
     facts = {"metric": metric, "source": source, "prompts": number, "seed": seed}
     facts["seconds"] = round(time.monotonic() - began, 1)
@@ -100,22 +111,28 @@ def consistency(source: str, *, prompts: int, num: int, seed: int) -> tuple[Tabl
     return consistency_lib.result(state)
 
 
-def retrieved(source: str, *, prompts: int, seed: int) -> Table:
-    """Retrieval among held-out pairs, each picture said in full, no caption twice."""
-    clip, params, words = network("clip", source)
+def retrieved(source: str, *, prompts: int, seed: int, role: str = "clip") -> Table:
+    """Retrieval among held-out pairs, each picture said in full, no caption twice.
+
+    The role "latent_clip" sees them as latents of the embedded autoencoder.
+    """
+    clip, params, words = network(role, source)
+    vae, encoder, _ = network("vae", ASSETS["vae"]) if role == "latent_clip" else (None, {}, None)
     true = held_out(prompts, 1, seed, described=True)
     items = [true[index] for index in range(prompts)]
     tokens, mask = words.encode([item["caption"] for item in items], clip.context)
     images = to_float(np.concatenate([item["images"] for item in items]))
 
     @jax.jit
-    def look(params, images, tokens, mask):
+    def look(params, encoder, images, tokens, mask):
+        if vae is not None:
+            images = vae.apply({"params": encoder}, images, method="to_latents")
         image, text, _ = clip.apply({"params": params}, images, tokens, mask)
         return image, text
 
     state = retrieval.init()
     for rows in _chunks(prompts, 64):
-        image, text = look(params, images[rows], tokens[rows], mask[rows])
+        image, text = look(params, encoder, images[rows], tokens[rows], mask[rows])
         state = retrieval.update(state, image, text)
     return retrieval.result(state)
 
