@@ -259,8 +259,8 @@ def weaker() -> dict:
         name="none",
         none={},
         autoguidance=dict(path="", **acts),  # path: a folder with weights of a weaker network
-        skip_layer=dict(layers=(2,), **acts),  # layers: left out, numbers from 0
-        perturbed_attention=dict(layers=(2,), **acts),  # layers: image tokens see themselves alone
+        skip_layer=dict(layers=(), **acts),  # layers: left out, numbers from 0; (): the middle one
+        perturbed_attention=dict(layers=(), **acts),  # layers: image tokens see themselves alone
     )
 
 

@@ -361,6 +361,10 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
     trained = config.objective.flow_matching
     trajectory = tables.make(tables.TRAJECTORIES, trained.trajectory)
     guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance))
+    if getattr(guidance, "weaker", ()):
+        middle = (getattr(nets.backbone, "depth", 1) // 2,)
+        weaker = (_in_layers(each, middle) for each in guidance.weaker)
+        guidance = dataclasses.replace(guidance, weaker=tuple(weaker))
     solver = _solver(knobs, trajectory)
     fields = dict(
         backbone=nets.backbone,
@@ -381,6 +385,12 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         view=tables.make({"none": lambda: None, **_views(nets, trained)}, _choice(knobs, "view")),
     )
     return Sampler(**{**fields, **changes})
+
+
+def _in_layers(weaker: Any, usual: tuple[int, ...]) -> Any:
+    """A weaker field in the layers that it names, or in the usual ones."""
+    named = getattr(weaker, "layers", usual)
+    return weaker if named else dataclasses.replace(weaker, layers=usual)
 
 
 def _solver(knobs: Any, trajectory: Trajectory) -> Solver:

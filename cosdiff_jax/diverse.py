@@ -24,6 +24,14 @@ from cosdiff_jax.report import grid
 from cosdiff_jax.sampler import Sampler
 
 _PARTICLE = {"name": "particle", "particle": {"weight": 100.0}}
+
+
+def _away(name: str) -> dict[str, Any]:
+    """Composed guidance away from the empty caption and from a network weakened in the middle."""
+    weaker = {"name": name, name: {"layers": (), "scale": 2.0, "interval": (0.0, 1.0)}}
+    return {"name": "composed", "composed": {"weaker": weaker}}
+
+
 # What each method changes in the menu's ``sample``.
 METHODS: dict[str, Mapping[str, Any]] = {
     "independent": {},
@@ -40,6 +48,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "diverse_flow": {"repulsion": {"name": "diverse_flow", "diverse_flow": {"weight": 100.0}}},
     "cads": {"condition": {"name": "cads"}},
     "interval": {"guidance": {"classifier_free": {"interval": (0.1, 0.8)}}},
+    **{name: {"guidance": _away(name)} for name in ("skip_layer", "perturbed_attention")},
     "free_start": {"guidance": {"classifier_free": {"start": False}}},
     # which of the candidates are kept
     **{name: {"selection": {"name": name}} for name in tables.SELECTIONS},

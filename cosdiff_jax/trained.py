@@ -55,8 +55,18 @@ class Trained:
     ) -> Any:
         """The recipe with these changes to its ``sample``."""
         config: Any = ConfigDict(json.loads(self.config.to_json_best_effort()))
+        before = config.sample.guidance
+        scale = before[before.name].scale
         # Recipes stored by older versions lack the choices that came later.
         config.sample.update(dict(sample or {}))
+        said = dict((sample or {}).get("guidance", {}))
+        chosen = config.sample.guidance
+        if chosen.name == "composed":
+            # What is asked of the plain form holds for the composed one, which has its fields too.
+            chosen.composed.update(said.get("classifier_free", {}))
+        if "name" in said:
+            # Another form is as strong as the recipe's own, unless it says.
+            chosen[chosen.name].scale = said.get(chosen.name, {}).get("scale", scale)
         if steps is not None:
             config.sample.steps = steps
         if guidance is not None:

@@ -400,3 +400,21 @@ def test_the_scale_asked_for_is_that_of_the_guidance_chosen(folder):
     asked = model.as_asked(None, 7.0, {"guidance": {"name": "composed", "composed": knobs}})
     assert build.sampler(asked, model.shape).guidance.scale == 7.0
     assert asked.sample.guidance.classifier_free.scale != 7.0
+
+
+def test_a_weaker_network_is_a_method_of_the_recipes_strength_in_the_middle_layer(folder):
+    model = trained.load(folder, ())
+    depth = build.model("backbone", model.config.backbone).depth
+    plain = build.sampler(model.as_asked(None, None, {}), model.shape)
+
+    def made(method):
+        changes = diverse.overlay(method)
+        return build.sampler(model.as_asked(None, None, changes), model.shape).guidance
+
+    skipping = made("skip_layer")
+    assert skipping.scale == plain.guidance.scale != 1
+    assert [(each.layers, each.scale) for each in skipping.weaker] == [((depth // 2,), 2.0)]
+    # Methods that change when guidance acts do so in its other form as well.
+    both = made("interval+skip_layer")
+    assert both.interval == made("interval").interval != skipping.interval
+    assert both.weaker == skipping.weaker

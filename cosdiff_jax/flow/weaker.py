@@ -9,7 +9,7 @@ can be weakened, or at a network of its own.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -93,16 +93,13 @@ class SkipLayer:
     from 1 % to 20 % of the way.
 
     Attributes:
-      layers: numbers from 0.
+      layers: numbers from 0; none is no weaker field.
       scale, interval: as above.
     """
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...]
     scale: float | Float[Array, ""] = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        _check(self.layers, "skip_layer")
 
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``skip``."""
@@ -117,22 +114,14 @@ class PerturbedAttention:
     stays: where one softmax runs over both, it runs there over the caption and the token itself.
 
     Attributes:
-      layers: numbers from 0.
+      layers: numbers from 0; none is no weaker field.
       scale, interval: as above.
     """
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...]
     scale: float | Float[Array, ""] = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        _check(self.layers, "perturbed_attention")
 
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``perturb``."""
         return functools.partial(backbone, perturb=tuple(self.layers))
-
-
-def _check(layers: Any, name: str) -> None:
-    if not layers:
-        raise ValueError(f"guidance.composed.weaker.{name}.layers is empty: name at least one")
