@@ -14,7 +14,7 @@ P, K = 5, 4
 class Colours:
     """Instead of CLIP: a picture is seen as its mean colour, a unit vector."""
 
-    features = 3
+    features, size = 3, 2
 
     def apply(self, variables, *asked, method):
         if method == "text":
