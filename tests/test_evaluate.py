@@ -124,7 +124,8 @@ def test_consistency_is_told_for_every_layer_beside_chance(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "name", "least"), [("vae", "psnr", 25), ("llm", "accuracy", 0.3)]
+    ("metric", "name", "least"),
+    [("vae", "psnr", 25), ("llm", "accuracy", 0.3), ("latent_clip", "retrieval@1", 0.9)],
 )
 def test_frozen_networks_know_something(tmp_path, metric, name, least):
     networks.measured(metric, [], tmp_path, prompts="8", num=2, seed=0)
