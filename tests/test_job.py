@@ -123,5 +123,3 @@ def test_vectors_of_several_lengths_are_not_remembered(shapes):
     knobs.diversity.cosine.bank.name = "fifo"
     with pytest.raises(ValueError, match="vectors are of another length than with others"):
         job.prepare(config)
-    knobs.feature.name = "clip"
-    job.prepare(config)

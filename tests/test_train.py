@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from PIL import Image
 
 from configs import fusion_div
 from cosdiff_jax import checkpoint
@@ -212,21 +211,3 @@ def test_missing_folder_is_one_line(tmp_path):
         code=1,
     )
     assert said.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in said
-
-
-def test_pictures_of_two_shapes_train_in_batches_of_one(tmp_path):
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        height, width = ((40, 40), (30, 50))[number % 2]
-        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-        (tmp_path / f"{number}.txt").write_text(f"wall {number // 4}")
-    options = (
-        *("--config.data.name=folder", f"--config.data.folder.path={tmp_path}"),
-        *("--config.data.encoded=False", "--config.data.folder.longest=2"),
-    )
-    recipe = "configs/fusion_base.py:tiny"
-    said = finish(start(tmp_path / "run", *options, recipe=recipe))
-    assert "buckets: 258 items in 2 buckets" in said
-    assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line][-1] == STEPS
-    assert (tmp_path / "run" / "report.html").is_file()

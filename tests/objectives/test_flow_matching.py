@@ -63,6 +63,7 @@ class Flat(CLIP):
     """A stand-in for CLIP: the picture itself as its feature, the same vector for every text."""
 
     vocab: int = 9
+    size: int = 2
 
     def setup(self):
         pass
