@@ -15,7 +15,6 @@ Prints one JSON object.
 
 import argparse
 import datetime
-import importlib
 import json
 import statistics
 import time
@@ -35,13 +34,13 @@ FEATURES = ("clip", "latent_clip", "hidden", "latent")
 TIMED = 8  # prompts
 
 
-def views(samples: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The features of the main job by name, and the weights that they read."""
-    made, frozen = {}, {}
+def views(model: trained.Trained, samples: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Features of the embedded model's diversity term by name, and the weights that they read."""
+    config, made, frozen = model.config, {}, {}
+    config.data.samples = samples
+    config.latent_clip.update(name="asset", asset={"path": "scenes_clip_latents"})
+    config.objective.flow_matching.diversity.name = "cosine"
     for name in FEATURES:
-        config = importlib.import_module("configs.fusion_div").get_config()
-        config.data.samples = samples
-        config.latent_clip.name = "asset"
         config.objective.flow_matching.feature.name = name
         objective, needs = build.objective(config)
         made[name] = objective.feature
@@ -71,8 +70,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
 
-    features, frozen = views(args.samples)
     model = trained.load("fusion_base")
+    features, frozen = views(model, args.samples)
     vae = build.model("vae", model.config.vae)
     encode = jax.jit(lambda p, x: vae.apply({"params": p}, x, method="to_latents"))
     true = held_out(args.prompts, args.samples, seed=0)
