@@ -9,9 +9,7 @@ import dataclasses
 import functools
 import json
 import logging
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -85,18 +83,7 @@ def parameters(entry: tables.Entry) -> Params | None:
 
 def tokenizer(entry: tables.Entry) -> tokenizers.Tokenizer:
     """The tokenizer that the entry names, or one learnt from captions on the spot."""
-    return tables.make({"asset": _stored_tokenizer, "bpe": _learnt_tokenizer}, entry)
-
-
-def _stored_tokenizer(*, path: str) -> tokenizers.Tokenizer:
-    folder = weights.EMBEDDED / path
-    return tokenizers.load((folder if folder.is_dir() else Path(path)) / "tokenizer.json")
-
-
-def _learnt_tokenizer(*, vocab: int, captions: int) -> tokenizers.Tokenizer:
-    with tempfile.TemporaryDirectory() as folder:
-        lines = grammar.corpus(2, captions)
-        return tokenizers.train(lines, vocab, Path(folder) / "tokenizer.json")
+    return tables.make(tables.TOKENIZERS, entry)
 
 
 def source(data: Any, split: str, samples: int | None = None) -> groups.Source:
@@ -361,10 +348,6 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
     trained = config.objective.flow_matching
     trajectory = tables.make(tables.TRAJECTORIES, trained.trajectory)
     guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance))
-    if getattr(guidance, "weaker", ()):
-        middle = (getattr(nets.backbone, "depth", 1) // 2,)
-        weaker = (_in_layers(each, middle) for each in guidance.weaker)
-        guidance = dataclasses.replace(guidance, weaker=tuple(weaker))
     solver = _solver(knobs, trajectory)
     fields = dict(
         backbone=nets.backbone,
@@ -385,12 +368,6 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         view=tables.make({"none": lambda: None, **_views(nets, trained)}, _choice(knobs, "view")),
     )
     return Sampler(**{**fields, **changes})
-
-
-def _in_layers(weaker: Any, usual: tuple[int, ...]) -> Any:
-    """A weaker field in the layers that it names, or in the usual ones."""
-    named = getattr(weaker, "layers", usual)
-    return weaker if named else dataclasses.replace(weaker, layers=usual)
 
 
 def _solver(knobs: Any, trajectory: Trajectory) -> Solver:

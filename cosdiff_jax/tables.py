@@ -6,12 +6,16 @@ alternative is to add a line here and its knobs to the menu.
 """
 
 import functools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
+from cosdiff_jax import weights
 from cosdiff_jax.data import groups
+from cosdiff_jax.data import tokenizer as tokenizers
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.folder import FolderGroups
 from cosdiff_jax.data.scenes import builder, grammar
@@ -318,3 +322,17 @@ SOURCES: dict[str, Callable] = {
     "digits": DigitGroups,
     "folder": FolderGroups,
 }
+
+
+def _stored_tokenizer(*, path: str) -> tokenizers.Tokenizer:
+    folder = weights.EMBEDDED / path
+    return tokenizers.load((folder if folder.is_dir() else Path(path)) / "tokenizer.json")
+
+
+def _learnt_tokenizer(*, vocab: int, captions: int) -> tokenizers.Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        lines = grammar.corpus(2, captions)
+        return tokenizers.train(lines, vocab, Path(folder) / "tokenizer.json")
+
+
+TOKENIZERS = {"asset": _stored_tokenizer, "bpe": _learnt_tokenizer}
