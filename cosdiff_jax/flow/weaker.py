@@ -48,7 +48,13 @@ class Weaker(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class _Acting:
+    scale: float | Float[Array, ""] = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(_Acting):
     """Any field that is at hand.
 
     Attributes:
@@ -57,8 +63,6 @@ class Given:
     """
 
     backbone: Backbone
-    scale: float | Float[Array, ""] = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
 
     def field(self, backbone: Backbone) -> Backbone:
         """The field given."""
@@ -66,7 +70,7 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Autoguidance:
+class Autoguidance(_Acting):
     """A smaller network, or one trained for less time, reading the same caption.
 
     Karras et al. 2024, arXiv 2406.02507, whose w is s. Unlike the empty caption's, its
@@ -77,29 +81,24 @@ class Autoguidance:
       scale, interval: as above.
     """
 
-    scale: float | Float[Array, ""] = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``weaker=True``."""
         return functools.partial(backbone, weaker=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkipLayer:
+class SkipLayer(_Acting):
     """The network without some of its layers, as published with SD3.5.
 
     With the medium one, whose blocks 7, 8 and 9 of 24 are left out with s - 1 = 2.5 in the steps
     from 1 % to 20 % of the way.
 
     Attributes:
-      layers: numbers from 0; none is no weaker field.
+      layers: numbers from 0; () is the middle one.
       scale, interval: as above.
     """
 
-    layers: tuple[int, ...]
-    scale: float | Float[Array, ""] = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    layers: tuple[int, ...] = ()
 
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``skip``."""
@@ -107,20 +106,18 @@ class SkipLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbedAttention:
+class PerturbedAttention(_Acting):
     """The network with the identity for the image's attention to itself in some layers.
 
     Ahn et al. 2024, arXiv 2403.17377, whose scale is s - 1. What a token reads of the caption
     stays: where one softmax runs over both, it runs there over the caption and the token itself.
 
     Attributes:
-      layers: numbers from 0; none is no weaker field.
+      layers: numbers from 0; () is the middle one.
       scale, interval: as above.
     """
 
-    layers: tuple[int, ...]
-    scale: float | Float[Array, ""] = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    layers: tuple[int, ...] = ()
 
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``perturb``."""

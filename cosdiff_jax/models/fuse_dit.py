@@ -114,8 +114,8 @@ class FuseDiT(nn.Module):
         *,
         pooled: Float[Array, "P F"] | None = None,
         features: bool = False,
-        skip: tuple[int, ...] = (),
-        perturb: tuple[int, ...] = (),
+        skip: tuple[int, ...] | None = None,
+        perturb: tuple[int, ...] | None = None,
     ) -> Float[Array, "B h w c"] | tuple[Float[Array, "B h w c"], Float[Array, "B D"]]:
         """Predict the velocity of B = P K noisy pictures under P prompts.
 
@@ -125,8 +125,10 @@ class FuseDiT(nn.Module):
           text: the language model's stream of P prompts, never repeated.
           pooled: pooled text vectors, where the field ``pooled`` says there are any.
           features: also return the mean over tokens after ``feature_layer``.
-          skip: numbers of layers that are left out, as guidance by a weaker field wants it.
-          perturb: numbers of layers in which every image token sees, of the image, itself alone.
+          skip: numbers of layers that are left out, as guidance by a weaker field wants it; an
+            empty tuple is the middle one.
+          perturb: likewise, numbers of layers in which every image token sees, of the image,
+            itself alone.
 
         Returns:
           v, in float32; with ``features`` a pair of it and the pooled hidden state.
@@ -177,7 +179,7 @@ class FuseDiT(nn.Module):
                 x = x + condition[:, None, :]
 
         weakened = None
-        if skip or perturb:
+        if skip is not None or perturb is not None:
             weakened = self._marked(skip), self._marked(perturb)
         per_layer, shared = self.attention.prepare(self.depth, self.width, heads)(text)
         axes: Any = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
@@ -213,7 +215,8 @@ class FuseDiT(nn.Module):
         chosen = (self.depth - 1) // 2 if self.feature_layer is None else self.feature_layer
         return v, pools[chosen]
 
-    def _marked(self, layers: tuple[int, ...]) -> Bool[Array, " depth"]:
+    def _marked(self, layers: tuple[int, ...] | None) -> Bool[Array, " depth"]:
+        layers = () if layers is None else layers or (self.depth // 2,)
         if not all(0 <= layer < self.depth for layer in layers):
             raise ValueError(f"layers {layers}: this network has those from 0 to {self.depth - 1}")
         return jnp.array([layer in layers for layer in range(self.depth)])

@@ -219,6 +219,7 @@ def test_a_skipped_layer_is_one_that_adds_nothing(fusion):
     model = FuseDiT(**SIZES, attention=fusion, modulation=modulation.Addition())
     params = jax.tree.map(jnp.array, weights(model))
     out, blocks = run(model, skip=(1,)), params["params"]["blocks"]
+    np.testing.assert_array_equal(run(model, skip=()), out)  # the middle one
 
     def silence(path, leaf):
         last = jax.tree_util.keystr(path, simple=True, separator="/")
