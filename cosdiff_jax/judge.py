@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from cosdiff_jax.data.groups import to_float, to_uint8
-from cosdiff_jax.features.pictures import fit
+from cosdiff_jax.features.clip import see
 from cosdiff_jax.metrics import clip_score, cosine, frechet
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Batch, Frozen, Params
@@ -174,11 +174,7 @@ class InClip:
     # A run is measured before, after and against real pictures: compiled once, captions read once.
     @functools.cached_property
     def _image(self) -> Callable:
-        def look(params: Params, images: jax.Array) -> jax.Array:
-            seen = fit(images, self.clip.size)
-            return self.clip.apply({"params": params}, seen, method="image")
-
-        return jax.jit(look)
+        return jax.jit(functools.partial(see, self.clip))
 
     @functools.cached_property
     def _said(self) -> Float[np.ndarray, "P F"]:

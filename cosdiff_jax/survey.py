@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cosdiff_jax.data.groups import Source, to_float
 from cosdiff_jax.diversity import similarity
-from cosdiff_jax.features.pictures import fit
+from cosdiff_jax.features.clip import see
 from cosdiff_jax.metrics import vendi
 from cosdiff_jax.shapes import Params
 
@@ -80,11 +80,7 @@ class Eye:
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         params = jax.device_put(self.params, whole)
-
-        def see(params: Params, images: jax.Array) -> jax.Array:
-            return self.clip.apply({"params": params}, fit(images, self.clip.size), method="image")
-
-        look = jax.jit(see)
+        look = jax.jit(functools.partial(see, self.clip))
         # Placed by hand: among several hosts jit takes no numpy array that is to be split.
         return lambda x: look(params, jax.device_put(x, split))
 

@@ -1,7 +1,7 @@
 """CLIP's view of a sample: what a caption could tell apart."""
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -9,7 +9,13 @@ from jaxtyping import Array, Bool, Float, Int
 from cosdiff_jax.features.pictures import fit, shown
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
-from cosdiff_jax.shapes import Frozen, TextStream
+from cosdiff_jax.shapes import Frozen, Params, TextStream
+
+
+def see(clip: Any, params: Params, images: Float[Array, "B X Y C"]) -> Float[Array, "B F"]:
+    """What CLIP sees of pictures of any size and shape: their middle squares, as unit vectors."""
+    f = clip.apply({"params": params}, fit(images, clip.size), method="image")
+    return cast(jax.Array, f)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +36,7 @@ class ClipFeature:
         self, frozen: Frozen, samples: Float[Array, "B h w c"], text: TextStream | None = None
     ) -> Float[Array, "B F"]:
         """Unit vectors of normalised latents if there is a ``vae``, else of pictures."""
-        images = fit(shown(frozen, samples, self.vae), self.clip.size)
-        f = self.clip.apply({"params": frozen["clip"]}, images, method="image")
-        return cast(jax.Array, f)
+        return see(self.clip, frozen["clip"], shown(frozen, samples, self.vae))
 
     def text(
         self, frozen: Frozen, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]
