@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cosdiff_jax import build, diverse, networks, trained, weights
+from cosdiff_jax import build, diverse, networks, trained
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.gallery import Gallery
@@ -215,8 +215,7 @@ def _drawn(
             )
             facts = {
                 "prompts": _digest(prompts),
-                "weights": weights.digest(model.params),
-                **_beside(model),
+                **model.digests,
                 "sample": json.loads(draw.config.sample.to_json_best_effort()),
                 "num": asked.num,
                 "candidates": draw.total,
@@ -271,12 +270,6 @@ def _digits(metric: DigitMetric) -> Measure:
         return metric.result(metric.update(metric.init(), images[None], asked))
 
     return read
-
-
-def _beside(model: trained.Trained) -> dict[str, str]:
-    """The weights that autoguidance moves away from."""
-    weaker = model.frozen.get("weaker")
-    return {} if weaker is None else {"weaker": weights.digest(weaker)}
 
 
 def _digest(of: Any) -> str:

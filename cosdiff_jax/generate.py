@@ -30,7 +30,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from cosdiff_jax import trained, weights
+from cosdiff_jax import trained
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.prompts import Prompt
 from cosdiff_jax.diverse import METHODS, DiverseSampler, Samples, diverse_samples, overlay
@@ -218,7 +218,7 @@ def generate_folders(
     )
     settings = {
         "model": model.name,
-        "weights": weights.digest(model.params),
+        **model.digests,
         "method": method,
         "num": num,
         "candidates": draw.total,

@@ -50,6 +50,13 @@ class Trained:
         side = data.folder.size if data.name == "folder" else 64
         return side, side, 3
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Which weights draw: its own, and those that autoguidance moves away from."""
+        found = {"weights": weights.digest(self.params)}
+        weaker = self.frozen.get("weaker")
+        return found if weaker is None else {**found, "weaker": weights.digest(weaker)}
+
     def as_asked(
         self, steps: int | None, guidance: float | None, sample: Mapping[str, Any] | None
     ) -> Any:
