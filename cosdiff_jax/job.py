@@ -5,6 +5,7 @@ names the field to change.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -235,15 +236,20 @@ def _check_shapes(config: Any, objective: Any, frozen: Frozen, data: groups.Sour
     shapes = getattr(data, "shapes", ())
     if len(shapes) < 2:
         return
-    text = jnp.zeros((config.data.prompts, config.data.context), jnp.int32)
     rows, kept = config.data.prompts * config.data.samples, None
-    for shape in shapes:
-        images = jnp.zeros((rows, shape.height, shape.width, 3))
+
+    def remembered(frozen: Frozen, height: int, width: int) -> Any:
+        text = jnp.zeros((config.data.prompts, config.data.context), jnp.int32)
+        images = jnp.zeros((rows, height, width, 3))
         batch = Batch(tokens=text, mask=text == 0, images=images)
+        objective.init(jax.random.key(0), batch)
+        return objective.start(frozen, batch, 1)
+
+    for shape in shapes:
         said = f"data.folder.longest: with pictures of {shape.height} x {shape.width}, "
         try:
-            jax.eval_shape(objective.init, jax.random.key(0), batch)
-            memory = jax.eval_shape(lambda f, b: objective.start(f, b, 1), frozen, batch)
+            size = {"height": shape.height, "width": shape.width}
+            memory = jax.eval_shape(functools.partial(remembered, **size), frozen)
         except ValueError as error:
             raise ValueError(said + str(error)) from None
         if kept not in (None, memory):

@@ -119,7 +119,6 @@ def test_vectors_of_several_lengths_are_not_remembered(shapes):
     config.backbone.name = "fuse_dit"
     knobs = config.objective.flow_matching
     knobs.feature.name = "latent"
-    job.prepare(config)
     knobs.diversity.cosine.bank.name = "fifo"
     with pytest.raises(ValueError, match="vectors are of another length than with others"):
         job.prepare(config)
