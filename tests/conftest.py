@@ -8,14 +8,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Said in the environment, for the commands that tests start compile the same programs.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parent.parent / ".jax_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import jaxtyping
 import pytest
 
-_ROOT = pathlib.Path(__file__).parent.parent
-jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most programs here run once, and compiling them is most of the time. Commands that tests start
 # are processes of their own, compiled as they always are.

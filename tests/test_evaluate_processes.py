@@ -39,7 +39,6 @@ def together(folder, tmp_path_factory):
     options += [f"--model={folder}", f"--out={out}"]
     flags = "--xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(port), str(rank), *options],

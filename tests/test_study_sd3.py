@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -88,8 +87,6 @@ def test_one_point_end_to_end_is_computed_once(tmp_path, monkeypatch):
     """Trained and drawn from in processes of their own, without EMA, on its own path."""
     # The emulated devices of the tests are more than the four pictures of a step.
     monkeypatch.delenv("XLA_FLAGS")
-    cache = Path(__file__).parent.parent / ".jax_cache"
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     config = sd3.get_config("tiny")
     config.draws = [draw for draw in config.draws if draw["steps"] == 1 and not draw["ema"]]
     asked = ["digits eps/linear"]

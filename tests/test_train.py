@@ -30,7 +30,6 @@ def start(workdir, *options, recipe="configs/fusion_div.py:tiny", data=None):
         *options,
     ]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -149,8 +148,9 @@ def test_signal_saves_and_exits_0(whole, number):
     assert "stopped and saved" in finish(process)
     saved = checkpoint.Checkpoints(workdir).steps()[0]
     assert 1 <= saved < STEPS and metrics(workdir)[-1]["step"] == saved
-    finish(start(workdir))
-    assert_same(whole, workdir)
+    if number == signal.SIGTERM:  # both stop in the same way, so going on is tried once
+        finish(start(workdir))
+        assert_same(whole, workdir)
 
 
 def test_damaged_checkpoint_is_passed_over(whole):
