@@ -26,7 +26,7 @@ from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler
 
 ROWS = 64
-CHOOSING = set(tables.SELECTIONS) | {"pruning"}
+CHOOSING = set(tables.SELECTIONS) | {"pruning", "late_pruning"}
 
 
 def in_groups(draw: DiverseSampler, prompts: list[str], total: int) -> tuple[Candidates, float]:

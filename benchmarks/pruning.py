@@ -3,8 +3,9 @@
     python benchmarks/pruning.py [--setting=64,4,4,0.9] [--setting=128,4,20,0.5] [--prompts=16]
         [--model=fusion_base] [--guidance=5]
 
-A setting is M, k, solver steps, share dropped after every step; the two above are the published
-ones of group inference (arXiv 2508.15773). Both ways start from the same noise and keep what the
+A setting is M, k, solver steps, share dropped after every step and, optionally, the t from which
+on they are dropped; the two above are the published ones of group inference (arXiv 2508.15773).
+Both ways start from the same noise and keep what the
 quadratic programme keeps; ``ratio`` is the programme's objective, on finished pictures, of the set
 that pruning keeps over that of the set chosen from all M, and ``chance`` that of the first k.
 Prints one JSON line for each setting.
@@ -28,7 +29,7 @@ from cosdiff_jax.diversity.programme import QuadraticProgram
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--setting", action="append", help="M,k,steps,share")
+    parser.add_argument("--setting", action="append", help="M,k,steps,share[,start]")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--model", default="fusion_base")
     parser.add_argument("--guidance", type=float, default=5.0)
@@ -39,10 +40,10 @@ def main() -> None:
     objective = jax.jit(QuadraticProgram().objective)
     for setting in args.setting or ("64,4,4,0.9", "128,4,20,0.5"):
         m, k, steps = (int(x) for x in setting.split(",")[:3])
+        share, start = (float(x) for x in (*setting.split(",")[3:], 1.0)[:2])
         options = {"num": k, "candidates": m, "steps": steps, "guidance": args.guidance}
         every = DiverseSampler(model=model, method="programme", **options)
-        config = model.config.copy_and_resolve_references()
-        config.sample.pruning = float(setting.split(",")[3])
+        config = model.as_asked(None, None, {"pruning": share, "pruned_from": start})
         pruning = dataclasses.replace(model, config=config)
         pruned = DiverseSampler(model=pruning, method="programme", **options)
         ratios, chances, seconds = [], [], {"all": [], "pruned": []}

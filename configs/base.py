@@ -316,6 +316,7 @@ def diversity() -> dict:
             latent=dict(centre=True),
         ),
         pruning=0.0,  # share of the candidates dropped after every step; 0: none
+        pruned_from=1.0,  # t from which on they are dropped
         selection=dict(  # which candidates are kept, by CLIP's features and scores
             name="programme",
             max_min={},

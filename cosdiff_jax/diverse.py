@@ -19,7 +19,7 @@ from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.diversity import measure, similarity
 from cosdiff_jax.diversity.selection import Selection
 from cosdiff_jax.features.clip import ClipFeature
-from cosdiff_jax.pruning import Pruning, sizes
+from cosdiff_jax.pruning import Pruning
 from cosdiff_jax.report import grid
 from cosdiff_jax.sampler import Sampler
 
@@ -53,6 +53,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     # which of the candidates are kept
     **{name: {"selection": {"name": name}} for name in tables.SELECTIONS},
     "pruning": {"pruning": 0.5},
+    "late_pruning": {"pruning": 0.9, "pruned_from": 0.5},
 }
 
 
@@ -185,8 +186,7 @@ class DiverseSampler:
             evaluations = self.total * self._sampler.evaluations
         else:
             drawn, left = pruning(*asked, candidates=self.total, num=self.num, seeds=seeds)
-            steps = self._sampler.steps
-            evaluations = sum(sizes(self.total, self.num, steps, pruning.share)[:-1])
+            evaluations = sum(pruning.alive(self.total, self.num)[:-1])
         images, f, score = grid.to_bytes(drawn), None, None
         if self._view is not None:
             f = np.stack([np.asarray(self.look(model.frozen, to_float(x))) for x in images])
@@ -261,7 +261,11 @@ class DiverseSampler:
             return None
         view = dataclasses.replace(self._view, vae=self._sampler.vae)
         return Pruning(
-            sampler=self._sampler, view=view, share=self._share, selection=self._selection
+            sampler=self._sampler,
+            view=view,
+            share=self._share,
+            start=self.config.sample.get("pruned_from", 1.0),
+            selection=self._selection,
         )
 
     @cached_property

@@ -4,7 +4,9 @@
     z_{i+1} = z_i - v(z_i, t_i) / steps
     n_{i+1} = max(ceil(n_i (1 - share)), k)     candidates kept, chosen by their previews
 
-Choosing k of M by previews costs n_0 + n_1 + ... evaluations of the model instead of M steps. It
+Choosing k of M by previews costs n_0 + n_1 + ... evaluations of the model instead of M steps. At
+t = 1 the best preview is the mean of all pictures, the same for every noise, so early previews
+tell the candidates of a many-step model hardly apart: none are dropped before t = ``start``. It
 follows group inference (arXiv 2508.15773), whose published code takes the preview with the state
 after the step, off by v / steps.
 """
@@ -26,20 +28,23 @@ from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Frozen, Params
 
 
-def sizes(candidates: int, k: int, steps: int, share: float) -> tuple[int, ...]:
+def sizes(candidates: int, k: int, steps: int, share: float, unpruned: int = 0) -> tuple[int, ...]:
     """n_0 ... n_steps: how many candidates are alive before each step and, last, at the end.
 
     The sum of all but the last is the number of candidate evaluations.
 
     Raises:
-      ValueError: fewer candidates than are to be kept, or a share outside [0, 1).
+      ValueError: fewer candidates than are to be kept, a share outside [0, 1), or as many steps
+        without pruning as there are.
     """
     if not 1 <= k <= candidates or not 0 <= share < 1:
         raise ValueError(
             f"cannot prune {candidates} candidates to {k} by a share of {share} a step"
         )
-    alive = [candidates]
-    for _ in range(steps):
+    if not 0 <= unpruned < steps:
+        raise ValueError(f"cannot prune after {unpruned} of {steps} steps: none would be left")
+    alive = [candidates] * (1 + unpruned)
+    for _ in range(steps - unpruned):
         # The slack keeps 64 (1 - 0.9) at 7 and 10 (1 - 0.9) at 1, whatever the rounding.
         alive.append(max(math.ceil(alive[-1] * (1 - share) - 1e-9), k))
     # What is left at the end is what was asked for, even where the steps were too few.
@@ -54,13 +59,26 @@ class Pruning:
       sampler: draws; of its solver only the grid is used.
       view: sees pictures and captions.
       share: r, dropped after every step.
+      start: the t from which on they are dropped.
       selection: which to keep, by the previews' features and CLIP-scores.
     """
 
     sampler: Sampler
     view: ClipFeature
     share: float = 0.5
+    start: float = 1.0
     selection: Selection = field(default_factory=QuadraticProgram)
+
+    def alive(self, candidates: int, num: int) -> tuple[int, ...]:
+        """How many of M candidates are left before each step and, last, at the end: ``sizes``.
+
+        Raises:
+          ValueError: M below k, or no step is left to prune after.
+        """
+        times = self.sampler.solver.grid(self.sampler.steps)[:-1]
+        # The slack keeps 0.6 at 0.6, whatever the rounding of the grid.
+        unpruned = sum(float(t) > self.start + 1e-6 for t in times)
+        return sizes(candidates, num, self.sampler.steps, self.share, unpruned)
 
     def __call__(
         self,
@@ -87,16 +105,16 @@ class Pruning:
           seeds: one number per prompt.
 
         Raises:
-          ValueError: M below k.
+          ValueError: M below k, or no step is left to prune after.
         """
-        alive = sizes(candidates, num, self.sampler.steps, self.share)
+        alive = self.alive(candidates, num)
         drawn, kept = [], []
         for p in range(len(tokens)):
             row = slice(p, p + 1)
             text, empty = self.sampler.read(frozen, tokens[row], mask[row])
             said = self._said(frozen, tokens[row], mask[row])
-            start, keys = self.sampler.start(key, jnp.asarray(seeds[row]), candidates)
-            z, keys, left = start[0], keys[0], jnp.arange(candidates)
+            noise, keys = self.sampler.start(key, jnp.asarray(seeds[row]), candidates)
+            z, keys, left = noise[0], keys[0], jnp.arange(candidates)
             times = self.sampler.solver.grid(self.sampler.steps)
             for t, after, keep in zip(times[:-1], times[1:], alive[1:], strict=True):
                 # The length of the step is taken before rounding, as the solvers do.

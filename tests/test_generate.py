@@ -253,7 +253,7 @@ def test_every_method_can_be_built(folder, method):
     made = build.sampler(model.as_asked(None, None, changes), model.shape)
     fields = [field.name for field in dataclasses.fields(made)]
     differs = {name for name in fields if getattr(made, name) != getattr(plain, name)}
-    assert differs == set(changes) - {"selection", "pruning"}
+    assert differs == set(changes) - {"selection", "pruning", "pruned_from"}
     assert (changes.keys() - base.menu().sample.keys()) == set()
 
 

@@ -64,12 +64,16 @@ def test_sizes_of_the_published_settings():
     assert dev[:6] == (128, 64, 32, 16, 8, 4) and sum(dev[:-1]) == 308
     assert pruning.sizes(8, 3, 2, 0.0) == (8, 8, 3)
     assert pruning.sizes(10, 1, 2, 0.9) == (10, 1, 1)
+    assert pruning.sizes(64, 4, 4, 0.9, 2) == (64, 64, 64, 7, 4)
     for wrong in ((2, 3, 4, 0.5), (4, 0, 4, 0.5), (4, 2, 4, 1.0)):
         with pytest.raises(ValueError, match="cannot prune"):
             pruning.sizes(*wrong)
+    for unpruned in (4, -1):
+        with pytest.raises(ValueError, match=f"after {unpruned} of 4 steps"):
+            pruning.sizes(8, 2, 4, 0.5, unpruned)
 
 
-def prune(view, *, candidates, num, steps=4, share=0.5):
+def prune(view, *, candidates, num, steps=4, share=0.5, **options):
     CALLS.clear()
     sampler = Sampler(
         backbone=Backbone(),
@@ -79,7 +83,7 @@ def prune(view, *, candidates, num, steps=4, share=0.5):
         steps=steps,
         guidance=ClassifierFree(scale=1.0),
     )
-    run = pruning.Pruning(sampler=sampler, view=view, share=share, selection=MaxMin())
+    run = pruning.Pruning(sampler=sampler, view=view, share=share, selection=MaxMin(), **options)
     tokens = np.array([[2, 5], [2, 1]], np.int32)
     inputs = ({}, {"llm": {}}, tokens, tokens > 0, jax.random.key(3))
     images, kept = run(*inputs, candidates=candidates, num=num, seeds=np.array([0, 1]))
@@ -104,6 +108,14 @@ def test_evaluations_are_those_counted_and_previews_are_the_clean_pictures():
     # The field is exact, so every preview is the finished picture; a state stepped too far is not.
     for preview in view.seen:
         assert np.isin(np.abs(np.round(preview, 4)), 1.0).all()
+    assert [len(preview) for preview in view.seen] == [8, 4] * 2
+
+
+def test_before_the_start_none_are_dropped():
+    view = View()
+    prune(view, candidates=8, num=2, start=0.5)
+    # Nobody looks at previews that decide nothing.
+    assert CALLS[:8] == [8, 8, 8, 4] * 2
     assert [len(preview) for preview in view.seen] == [8, 4] * 2
 
 
