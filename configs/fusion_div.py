@@ -17,7 +17,7 @@ def get_config(preset: str = ""):
     config.data.samples = 8
     config.backbone.name = "asset"
     flow = config.objective.flow_matching
-    flow.times.logit_normal.update(mean=0.7, std=1.4)  # those the base was trained at
+    flow.times.logit_normal.update(mean=1.0, std=1.2)  # those the base was trained at
     flow.alignment.name = "clip"
     flow.alignment.clip.schedule.constant.value = 0.1
     flow.anchor = 0.5

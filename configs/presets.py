@@ -34,6 +34,7 @@ def tiny(config: Any) -> None:
     for name in ("scenes", "scenes_pairs"):
         config.data[name].folder = "datasets/scenes_tiny"
         config.data[name].train, config.data[name].test, config.data[name].stored = 16, 8, 2
+    config.data.scenes.focus = 0.0  # all recipes share the folder
     config.data.captions.number = 200
     config.data.digits.number = 32
     config.tokenizer.name = "bpe"
@@ -100,6 +101,7 @@ def fusion_2b(config: Any) -> None:
         dtype="bfloat16",
     )
     config.backbone.fuse_dit.modulation.name = "none"
+    config.backbone.fuse_dit.attention.name = "deep_self"
     config.optimizer.rate = 1e-4
     config.optimizer.ema.update(decay=0.99, every=100)
 

@@ -288,7 +288,7 @@ def test_solver_grid_and_guidance_follow_the_path_that_is_trained():
 
 
 def test_autoguidance_brings_its_own_network_and_weights():
-    config = importlib.import_module("configs.fusion_div").get_config("tiny")
+    config = importlib.import_module("configs.fusion_base").get_config("tiny")
     config.sample.guidance.name = "composed"
     weaker = config.sample.guidance.composed.weaker
     weaker.name = "autoguidance"
@@ -307,7 +307,7 @@ def test_autoguidance_brings_its_own_network_and_weights():
     with pytest.raises(ValueError, match=r"parameterization\.name=velocity, the model with eps"):
         build.sampler(config, (64, 64, 3))
     config.backbone = {"name": "fuse_dit", "fuse_dit": base.menu().backbone.fuse_dit.to_dict()}
-    config.backbone.fuse_dit.attention.name = "deep_cross"
+    config.backbone.fuse_dit.attention.name = "deep_self"
     with pytest.raises(ValueError, match=r"reads captions in another way than the model \(rotate"):
         build.sampler(config, (64, 64, 3))
 
