@@ -6,8 +6,10 @@
 
 writes the grid (rows = prompts, columns = samples), beside it every picture by itself
 (grid_p0_k0.png ...) and grid.json with how alike and how faithful they are. The same seed and
-prompt give the same pictures, however many are asked for. ``--method`` names how the pictures of
-a prompt are kept different (``METHODS``); names joined by + act together.
+prompt give the same pictures, whatever other prompts stand beside it. ``--method`` names how the
+pictures of a prompt are kept different (``METHODS``); names joined by + act together. Where samples
+act on one another or are chosen among candidates, ``--num`` and ``--candidates`` matter too.
+``--sample=solver.name=heun`` changes a field of the recipe's ``sample`` (``configs/base.py``).
 
 ``--layout=geneval`` writes a folder a prompt instead, as GenEval's scorer reads them (Ghosh et
 al., arXiv:2310.11513): DIR/00000/metadata.jsonl, samples/0000.png ..., grid.png. Any number of
@@ -124,6 +126,7 @@ def generate(
     guidance: float | None,
     seed: int,
     size: str | None = None,
+    sample: Sequence[str] = (),
     out: Path,
 ) -> list[Path]:
     """Draw and write; return the files written, the grid first, the numbers last.
@@ -138,6 +141,7 @@ def generate(
       guidance: scale of classifier-free guidance.
       seed: of the noise.
       size: "HEIGHTxWIDTH" in pixels; by default as the model was trained.
+      sample: changes to the recipe's ``sample``, as "solver.name=heun".
       out: the grid's file; single pictures and the numbers take its name as their beginning.
 
     Raises:
@@ -152,7 +156,7 @@ def generate(
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out={out} must be a .png file")
     overlay(method)
-    model = trained.load(source, ("llm", "vae", "clip"))
+    model = trained.load(source, ("llm", "vae", "clip"), sample=sample)
     began = time.monotonic()
     samples = diverse_samples(
         model,
@@ -185,6 +189,7 @@ def generate_folders(
     guidance: float | None,
     seed: int,
     size: str | None = None,
+    sample: Sequence[str] = (),
     out: Path,
     rows: int = 64,
 ) -> int:
@@ -195,7 +200,7 @@ def generate_folders(
     Args:
       source: a working directory, a folder with weights, or an embedded model's name.
       prompts: P prompts; the folder of each is its number in this list.
-      num, method, candidates, steps, guidance, seed, size: as for ``generate``.
+      num, method, candidates, steps, guidance, seed, size, sample: as for ``generate``.
       out: folder of the folders.
       rows: pictures drawn together.
 
@@ -206,7 +211,7 @@ def generate_folders(
     if out.suffix.lower() == ".png" or out.is_file():
         raise ValueError(f"--out={out} must be a folder with --layout=geneval")
     overlay(method)
-    model = trained.load(source, ("llm", "vae", "clip"))
+    model = trained.load(source, ("llm", "vae", "clip"), sample=sample)
     draw = DiverseSampler(
         model=model,
         num=num,
@@ -226,6 +231,7 @@ def generate_folders(
         "guidance": guidance,
         "seed": seed,
         "size": size,
+        "sample": list(sample) or None,
     }
     todo = _todo(out, prompts, settings)
     together = max(1, min(len(todo), rows // draw.total))
@@ -347,6 +353,7 @@ def define() -> None:
     flags.DEFINE_integer("steps", None, "Solver steps; by default the recipe's", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Scale s; 1 is none; by default the recipe's")
     flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; by default as the model was trained")
+    flags.DEFINE_multi_string("sample", [], "field=value of the recipe's sample: solver.name=heun")
     flags.DEFINE_integer("seed", 0, "Of the noise", lower_bound=0)
     flags.DEFINE_string("out", None, "The grid's file (grid.png), or the folders' folder (geneval)")
 
@@ -366,6 +373,7 @@ def main(argv: list[str]) -> None:
         "guidance": FLAGS.guidance,
         "seed": FLAGS.seed,
         "size": FLAGS.size,
+        "sample": FLAGS.sample,
         "out": out,
     }
     source = FLAGS.workdir or FLAGS.model

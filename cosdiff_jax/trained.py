@@ -4,7 +4,9 @@ A run's newest checkpoint is taken, so a run can be looked at while it goes on; 
 weights is one that a finished run left (``runs/x/model``) or one inside the package.
 """
 
+import ast
 import dataclasses
+import difflib
 import hashlib
 import json
 import logging
@@ -61,19 +63,7 @@ class Trained:
         self, steps: int | None, guidance: float | None, sample: Mapping[str, Any] | None
     ) -> Any:
         """The recipe with these changes to its ``sample``."""
-        config: Any = ConfigDict(json.loads(self.config.to_json_best_effort()))
-        before = config.sample.guidance
-        scale = before[before.name].scale
-        # Recipes stored by older versions lack the choices that came later.
-        config.sample.update(dict(sample or {}))
-        said = dict((sample or {}).get("guidance", {}))
-        chosen = config.sample.guidance
-        if chosen.name == "composed":
-            # What is asked of the plain form holds for the composed one, which has its fields too.
-            chosen.composed.update(said.get("classifier_free", {}))
-        if "name" in said:
-            # Another form is as strong as the recipe's own, unless it says.
-            chosen[chosen.name].scale = said.get(chosen.name, {}).get("scale", scale)
+        config = _changed(self.config, sample or {})
         if steps is not None:
             config.sample.steps = steps
         if guidance is not None:
@@ -91,21 +81,28 @@ class Trained:
         return tokens, mask, np.array([_number(prompt) for prompt in prompts], np.int32)
 
 
-def load(source: str, roles: tuple[str, ...] = ("llm", "vae"), *, ema: bool = True) -> Trained:
+def load(
+    source: str,
+    roles: tuple[str, ...] = ("llm", "vae"),
+    *,
+    ema: bool = True,
+    sample: Sequence[str] = (),
+) -> Trained:
     """The model of a working directory, of a folder with weights, or one inside the package.
 
     Args:
       source: the folder, or an embedded model's name.
       roles: which frozen networks to load; measuring and choosing want "clip" too.
       ema: the averaged weights, or those of the last step, which only a run still has.
+      sample: changes to the recipe's ``sample``, as "solver.name=heun".
 
     Raises:
       ValueError: there is no such folder, no model in it, or one that draws no pictures; only
-        averaged weights, and others are wanted.
+        averaged weights, and others are wanted; a change of a field that is not there.
     """
     place = Path(source)
     if (place / "checkpoints").is_dir():
-        return _from_run(place, roles, ema)
+        return _from_run(place, roles, ema, sample)
     if not ema:
         raise ValueError(
             f"{source} has averaged weights alone; name a run's own folder, with its checkpoints"
@@ -121,15 +118,15 @@ def load(source: str, roles: tuple[str, ...] = ("llm", "vae"), *, ema: bool = Tr
     config.backbone = {"name": "asset", "asset": {"path": str(folder)}}
     if (folder / "tokenizer.json").is_file():
         config.tokenizer = {"name": "asset", "asset": {"path": str(folder)}}
-    return _ready(source, config, build.parameters(config.backbone), roles)
+    return _ready(source, _told(config, sample), build.parameters(config.backbone), roles)
 
 
-def _from_run(workdir: Path, roles: tuple[str, ...], ema: bool) -> Trained:
+def _from_run(workdir: Path, roles: tuple[str, ...], ema: bool, sample: Sequence[str]) -> Trained:
     with checkpoint.Checkpoints(workdir, write=False) as checkpoints:
         stored = checkpoints.config()
         if stored is None:
             raise ValueError(f"no checkpoint in {workdir} yet")
-        config = _config(stored, str(workdir))
+        config = _told(_config(stored, str(workdir)), sample)
         step, params = checkpoints.weights("ema" if ema else "params")
     which = f"step {step}" if ema else f"step {step}, not averaged"
     return _ready(f"{workdir} ({which})", config, params, roles)
@@ -141,6 +138,68 @@ def _config(stored: dict[str, Any], source: str) -> Any:
         raise ValueError(
             f"{source} was trained by {config.objective.name}: a model that draws no pictures"
         )
+    return config
+
+
+def _told(config: Any, words: Sequence[str]) -> Any:
+    """The recipe with changes to its ``sample`` that are written "field=value"."""
+    changes: dict[str, Any] = {}
+    for word in words:
+        try:
+            field, value = _assignment(config.sample, word)
+        except ValueError as error:
+            raise ValueError(f"--sample={word}: {error}") from None
+        *path, last = field.split(".")
+        inner = changes
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return _changed(config, changes) if changes else config
+
+
+def _assignment(known: Any, word: str) -> tuple[str, Any]:
+    """The field and its value, of the same kind as the one that stands there."""
+    field, sign, said = word.partition("=")
+    if not sign:
+        raise ValueError("write field=value")
+    old: Any = known
+    for part in field.split("."):
+        names = list(old) if isinstance(old, ConfigDict) else []
+        if part not in names:
+            near = difflib.get_close_matches(part, names, 1)
+            meant = f"do you mean {near[0]}" if near else f"there is {', '.join(names) or 'none'}"
+            raise ValueError(f"the recipe has no {part!r} there; {meant}")
+        old = old[part]
+    if isinstance(old, ConfigDict):
+        raise ValueError(f"{field} has the fields {', '.join(old)}; name one of them")
+    try:
+        value = ast.literal_eval(said)
+    except (ValueError, SyntaxError):
+        value = said  # a name
+    if isinstance(old, float) and isinstance(value, int):
+        value = float(value)
+    if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
+        value = type(old)(value)
+    if old is not None and type(value) is not type(old):
+        raise ValueError(f"a value like {old!r} is wanted")
+    return field, value
+
+
+def _changed(config: Any, sample: Mapping[str, Any]) -> Any:
+    """A copy with these fields of ``sample``; another form of guidance is as strong as the old."""
+    config = ConfigDict(json.loads(config.to_json_best_effort()))
+    before = config.sample.guidance
+    scale = before[before.name].scale
+    # Recipes stored by older versions lack the choices that came later.
+    config.sample.update(dict(sample))
+    said = dict(sample.get("guidance", {}))
+    chosen = config.sample.guidance
+    if chosen.name == "composed":
+        # What is asked of the plain form holds for the composed one, which has its fields too.
+        chosen.composed.update(said.get("classifier_free", {}))
+    if "name" in said:
+        # Another form is as strong as the recipe's own, unless it says.
+        chosen[chosen.name].scale = said.get(chosen.name, {}).get("scale", scale)
     return config
 
 
