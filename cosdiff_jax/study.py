@@ -7,8 +7,9 @@
 Every point is two commands that a user could type, ``train`` and ``evaluate``, in processes of
 their own; they are printed before they run. A training that several points share is made once. A
 point's row is a file of its own under ``rows/``: what is there is never computed again, and several
-machines can share the work on one file system. ``rows.parquet`` is all of them together;
-``python -m cosdiff_jax.evaluate --study=DIR`` draws them.
+machines can share the work on one file system. ``rows.parquet`` is all of them together, each with
+its commands and the machine that ran them; ``python -m cosdiff_jax.evaluate --study=DIR`` draws
+them.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ def points(config: Any) -> Iterator[dict[str, Any]]:
     """Every point of the grid: which training, which drawing, which seed."""
     for training in config.trainings:
         for seed in config.seeds:
-            for draw in config.draws:
+            for draw in training.get("draws", config.draws):
                 # Only where it is asked for: rows are found again by all that is said of a point.
                 averaged = {"ema": bool(draw["ema"])} if "ema" in draw else {}
                 yield {
@@ -119,8 +120,10 @@ def run(
                     f"{training[1]} was stopped before its end; the same command goes on"
                 )
         out = workdir / "drawings" / row.stem
-        _call(draw_command(point, workdir, out), log)
-        _keep(row, point, json.loads((out / "metrics.json").read_text()))
+        draw = draw_command(point, workdir, out)
+        _call(draw, log)
+        said = " && ".join(_typed(each) for each in ([training[0]] if training else []) + [draw])
+        _keep(row, {**point, "command": said}, json.loads((out / "metrics.json").read_text()))
         done += 1
     gather(workdir)
     return done, len(mine) - done
@@ -140,14 +143,12 @@ def gather(workdir: Path) -> Path:
 
 
 def _keep(row: Path, point: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """A point and its measures; those of the true distribution begin with ``true_``."""
-    columns = found["columns"]
+    """A point, where it was computed, and its measures; ``true_`` begins those of true pictures."""
+    columns, facts = found["columns"], dict(found["facts"])
     true = columns.pop("true", {})
     (own,) = columns.values()
-    line: dict[str, Any] = {
-        **point,
-        **{k: str(v) for k, v in found["facts"].items() if k == "date"},
-    }
+    facts["versions"] = ", ".join(f"{name} {of}" for name, of in facts["versions"].items())
+    line: dict[str, Any] = {**point, **{name: facts[name] for name in _FACTS if name in facts}}
     for prefix, table in (("", own), ("true_", true)):
         for name, cell in table.items():
             line |= {f"{prefix}{name}{_PARTS[part]}": float(cell[part]) for part in cell}
@@ -157,10 +158,15 @@ def _keep(row: Path, point: Mapping[str, Any], found: Mapping[str, Any]) -> None
 
 
 _PARTS = {"mean": "", "low": "_low", "high": "_high"}
+_FACTS = ("date", "processor", "accelerator", "devices", "memory", "system", "versions")
+
+
+def _typed(command: Sequence[str]) -> str:
+    return shlex.join(["python", *command[1:]])
 
 
 def _call(command: Sequence[str], log: Path) -> None:
-    said = shlex.join(["python", *command[1:]])
+    said = _typed(command)
     _log.warning("  %s", said)
     with open(log, "a") as file:
         file.write(f"$ {said}\n")
@@ -189,7 +195,8 @@ def _source(point: Mapping[str, Any]) -> str:
 
 
 def _say(point: Mapping[str, Any]) -> str:
-    told = ("training", "weight", "seed", "method", "guidance", "num", "steps", "ema")
+    told = ("training", "weight", "samples", "layers", "seed")
+    told += ("method", "guidance", "num", "steps", "ema")
     return ", ".join(f"{name} {point[name]}" for name in told if name in point)
 
 

@@ -2,17 +2,30 @@
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import methods, sensitivity, similarity
+from configs import fusion_base, fusion_div
 from configs.study import diversity
-from cosdiff_jax import study
+from cosdiff_jax import diverse, study
+from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import study as report
+
+ROOT = Path(__file__).parent.parent
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_every_point_is_there_once():
@@ -20,6 +33,53 @@ def test_every_point_is_there_once():
     found = list(study.points(config))
     assert len(found) == len(config.trainings) * len(config.seeds) * len(config.draws)
     assert len({study._digest(point) for point in found}) == len(found)
+
+
+def test_the_fraction_is_a_part_that_ends_in_hours():
+    hours = {}
+    for preset in ("", "fraction"):
+        found = list(study.points(diversity.get_config(preset)))
+        trainings = {study._source(point) for point in found if not point["model"]}
+        hours[preset] = (6 * len(trainings) + 5 * len(found)) / 60
+        said = f"{len(trainings)} trainings and {len(found)} drawings"
+        told = " ".join(diversity.__doc__.split())
+        assert said in told and f"{hours[preset]:.2g} hours" in told
+    assert hours["fraction"] < 8
+    whole, part = (
+        {study._digest(point) for point in study.points(diversity.get_config(preset))}
+        for preset in ("", "fraction")
+    )
+    assert part < whole
+    with pytest.raises(ValueError, match="there are fraction, tiny"):
+        diversity.get_config("half")
+
+
+@pytest.mark.parametrize("preset", ["", "fraction"])
+def test_the_sweeps_change_one_thing_alone(preset):
+    found = list(study.points(diversity.get_config(preset)))
+    own = [point for point in found if point["training"] == "diversity"]
+    assert {point["weight"] for point in own} >= {0.0, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0}
+    sizes = {}
+    for point in own:
+        changes = dict(change.split("=") for change in shlex.split(point["flags"]))
+        sizes[point["samples"]] = int(changes["data.prompts"]), int(changes["data.samples"])
+        assert changes["data.scenes.stored"] == "16"  # captions depend on it
+    assert sizes.keys() >= {2, 8, 16}
+    assert all(p * k == 32 and k == samples for samples, (p, k) in sizes.items())
+
+
+def test_every_change_fits_its_recipe():
+    """The command line refuses a field that the menu lacks; here before anything is trained."""
+    recipes = {"configs/fusion_base.py": fusion_base, "configs/fusion_div.py": fusion_div}
+    found = list(study.points(diversity.get_config()))
+    for recipe, flags in {(point["recipe"], point["flags"]) for point in found}:
+        config = recipes[recipe].get_config()
+        for change in shlex.split(flags):
+            place = config
+            for part in change.split("=")[0].split("."):
+                assert part in place, change
+                place = place[part]
+            assert place is not None, change  # of no type, so that nothing can be put there
 
 
 class Commands:
@@ -43,8 +103,9 @@ class Commands:
             place = Path(options["out"])
             place.mkdir(parents=True, exist_ok=True)
             own = {"all": {"mean": float(options["guidance"]), "low": 0.0, "high": 9.0}}
+            facts = {"date": "today", "processor": "a fast one", "versions": {"jax": "1", "b": "2"}}
             found = {
-                "facts": {"date": "today"},
+                "facts": facts,
                 "columns": {"m": own, "true": {"all": {"mean": 1.0}}},
             }
             (place / "metrics.json").write_text(json.dumps(found))
@@ -68,6 +129,32 @@ def test_a_stopped_study_goes_on_and_computes_nothing_twice(tmp_path, monkeypatc
     assert all(row["all"] == row["guidance"] and row["true_all"] == 1 for row in rows)
     assert study.run(config, tmp_path) == (0, 8)
     assert len(goes.asked) == 8
+
+
+def test_a_row_says_how_and_where_it_was_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.subprocess, "run", Commands())
+    monkeypatch.chdir(tmp_path)
+    config = diversity.get_config("tiny")
+    model = dict(name="base", labels=dict(weight=0.0), flags=(), model="fusion_base")
+    config.trainings = [{**model, "draws": config.draws[:1]}, config.trainings[0]]
+    config.seeds = (0,)
+    assert study.run(config, Path("studies/x")) == (3, 0)
+    rows = {row["training"]: row for row in pq.read_table("studies/x/rows.parquet").to_pylist()}
+    train, draw = rows["diversity"]["command"].split(" && ")
+    assert train.startswith("python -m cosdiff_jax.train --config=configs/fusion_div.py:tiny ")
+    place = shlex.split(train)[-1]
+    assert place.startswith("--workdir=studies/x/trainings/diversity-")
+    assert draw.startswith(f"python -m cosdiff_jax.evaluate {place} ")
+    alone = rows["base"]["command"]
+    assert alone.startswith("python -m cosdiff_jax.evaluate --model=fusion_base ")
+    assert "--out=studies/x/drawings/" in alone
+    for row in rows.values():
+        assert (row["date"], row["processor"], row["versions"]) == (
+            "today",
+            "a fast one",
+            "jax 1, b 2",
+        )
+        assert str(tmp_path) not in row["command"] and sys.executable not in row["command"]
 
 
 def test_machines_share_the_trainings(tmp_path, monkeypatch):
@@ -113,17 +200,174 @@ def test_the_report_draws_fronts_and_curves(tmp_path):
     volumes = report.write(tmp_path, [*rows_of([0.0, 0.3, 1.0]), *worse])
     assert volumes["meaningful_diversity against all"] >= 0
     assert "mean_cosine against frechet" not in volumes
-    with open(tmp_path / "figures" / "meaningful_diversity_against_all.csv") as file:
-        front = {row["setting"]: row["front"] for row in csv.DictReader(file)}
+    front = {
+        row["setting"]: row["front"]
+        for row in read(tmp_path / "figures" / "meaningful_diversity_against_all.csv")
+    }
     # Each weight trades one for the other; the last setting loses in both.
     assert list(front.values()) == ["True", "True", "True", "False"]
-    with open(tmp_path / "figures" / "all_by_weight.csv") as file:
-        assert [float(row["weight"]) for row in csv.DictReader(file)] == [0.0, 0.3, 1.0]
+    curve = read(tmp_path / "figures" / "all_by_weight.csv")
+    assert [(row["line"], float(row["weight"])) for row in curve] == [
+        (line, weight) for line in ("diversity, s=5, K=8", "true") for weight in (0.0, 0.3, 1.0)
+    ]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == len(list((tmp_path / "figures").glob("*.svg"))) >= 5
     assert "true pictures" in page
-    with open(tmp_path / "table.csv") as file:
-        assert [row["seeds"] for row in csv.DictReader(file)] == ["3"] * 4
+    assert [row["seeds"] for row in read(tmp_path / "table.csv")] == ["3"] * 4
+
+
+def test_every_k_has_its_own_truth(tmp_path):
+    truth = {2: 0.2, 4: 0.3, 8: 0.7, 16: 0.8}
+    rows = [
+        {**row, "frechet": 8 / num + row["weight"], "evaluations": 50.0 * num, "prompts": 64}
+        for num, true in truth.items()
+        for row in rows_of([0.3], num=num, true_meaningful_diversity=true, meaningful_diversity=0.6)
+    ]
+    # As different as true pictures are; of all four K together it would be too different.
+    at_8 = {"prompts": 64, "all": 0.4, "clip_score": 0.7}
+    rows += rows_of([0.5], **at_8, frechet=1.4, meaningful_diversity=0.7)
+    rows += rows_of([0.0], **at_8, frechet=1.5, meaningful_diversity=0.5)
+    rows = [{**row, "command": f"draw --seed={row['seed']} <x>", "system": "Any"} for row in rows]
+    found = report.settings(rows)
+    for each in found:
+        assert each.true.cell("meaningful_diversity")["mean"] == pytest.approx(
+            truth[each.said["num"]]
+        )
+    volumes = report.write(tmp_path, rows)
+    against = ("all", "clip_score", "frechet")
+    assert volumes.keys() >= {f"meaningful_diversity against {measure}" for measure in against}
+    (line, true) = (
+        [
+            row
+            for row in read(tmp_path / "figures" / "meaningful_diversity_by_num.csv")
+            if which(row)
+        ]
+        for which in (lambda row: row["line"] != "true", lambda row: row["line"] == "true")
+    )
+    assert [int(row["num"]) for row in line] == [int(row["num"]) for row in true] == list(truth)
+    assert [float(row["meaningful_diversity"]) for row in true] == pytest.approx(
+        list(truth.values())
+    )
+    # A distance of few pictures is another one than that of many.
+    front = read(tmp_path / "figures" / "meaningful_diversity_against_frechet.csv")
+    assert {row["setting"]: row["front"] for row in front} == {
+        "diversity 0.3, s=5, K=8": "True",
+        "diversity 0.5, s=5, K=8": "True",
+        "base, s=5, K=8": "False",
+    }
+    page = (tmp_path / "report.html").read_text()
+    assert "K = 8, 64 prompts; filled" in page
+    assert [f"true pictures, K={num}<" in page for num in (2, 4, 8, 16, 3)] == [True] * 4 + [False]
+    assert page.count("<details>") == len(found) and "draw --seed=2 &lt;x&gt;" in page
+    assert "<dt>system</dt><dd>Any</dd>" in page
+    table = read(tmp_path / "table.csv")
+    assert table[0]["commands"].splitlines() == [f"draw --seed={seed} <x>" for seed in range(3)]
+    assert [float(row["evaluations"] or 0) for row in table[:4]] == [100, 200, 400, 800]
+
+
+def test_what_has_no_truth_to_aim_at_is_on_no_front(tmp_path):
+    rows = rows_of([0.0, 0.3, 1.0])
+    for row in rows:
+        if row["weight"] == 1:
+            row |= {"true_meaningful_diversity": None, "meaningful_diversity": -9.0}
+    goals = [report._better("meaningful_diversity", each) for each in report.settings(rows)]
+    assert [np.isnan(goal) for goal in goals] == [False, False, True]
+    report._trade(tmp_path, report.settings(rows), "all", "meaningful_diversity")
+    front = [row["front"] for row in read(tmp_path / "meaningful_diversity_against_all.csv")]
+    assert front[2] == "" and "True" in front[:2]
+    bare = [{k: v for k, v in row.items() if not k.startswith("true_")} for row in rows]
+    figure, volume = report._trade(tmp_path, report.settings(bare), "all", "mean_cosine")
+    assert figure is not None and np.isnan(volume)
+    assert {row["front"] for row in read(tmp_path / "mean_cosine_against_all.csv")} == {""}
+
+
+def test_rows_of_another_question_are_no_seeds():
+    same = {"recipe": "a.py", "flags": "", "steps": 25, "prompts": 64}
+    rows = rows_of([0.5], **same)
+    for other in ({"steps": 10}, {"prompts": 8}, {"recipe": "b.py"}, {"flags": "steps=9"}):
+        rows += rows_of([0.5], **{**same, **other})
+    found = report.settings(rows)
+    assert [len(each.rows) for each in found] == [3] * 5
+    assert len({each.name for each in found}) == 5
+    # What all of them share is not told.
+    (alone,) = report.settings(rows_of([0.5], **same))
+    assert alone.name == "diversity 0.5, s=5, K=8"
+    # Nor a recipe's changes, where a label says as much.
+    rows = rows_of([1.0], flags="data.samples=2", samples=2) + rows_of([1.0], flags="", samples=8)
+    assert [each.name for each in report.settings(rows)] == [
+        "diversity 1, s=5, K=8, samples=2", "diversity 1, s=5, K=8, samples=8"
+    ]  # fmt: skip
+
+
+def test_curves_are_over_what_a_training_was_told():
+    def row(**of):
+        return {**rows_of([1.0], seeds=1)[0], "model": "", "recipe": "a.py", "samples": 8, **of}
+
+    weights = [row(weight=w, flags=f"end={w} off") for w in (0.3, 1.0)]
+    samples = [row(samples=k, flags=f"end=1.0 off k={k}") for k in (2, 4, 16)]
+    base = {**row(training="base", weight=0.0, flags=""), "model": "fusion_base", "samples": None}
+    others = [row(training="alignment", weight=None, flags="x")]
+    layers = [
+        row(training="deep", weight=None, samples=None, layers=n, flags=f"layers={n}")
+        for n in (6, 4, 2)
+    ]
+    found = report.settings([*weights, *samples, base, *others, *layers])
+
+    def over(knob, found=found):
+        return {n: [e.said[knob] for e in group] for n, group in report._lines(found, knob).items()}
+
+    assert over("weight") == {"diversity, s=5, K=8": [0.3, 1.0, 0.0]}
+    assert over("samples") == {"diversity 1, s=5, K=8": [2, 4, 16]}
+    assert over("layers") == {"deep, s=5, K=8": [6, 4, 2]}
+    assert over("num") == over("guidance") == {}
+    # Fine-tuning alone is the weight 0 where there is one; of two at one weight there is no curve.
+    alone = row(weight=0.0, flags="end=0.0 off")
+    found = report.settings([*weights, alone, base])
+    assert over("weight", found) == {"diversity, s=5, K=8": [0.3, 1.0, 0.0]}
+    assert report._lines(found, "weight")["diversity, s=5, K=8"][-1].said["training"] == "diversity"
+    twice = report.settings([*weights, alone, row(weight=0.3, flags="end=0.4 off")])
+    assert over("weight", twice) == {}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_notebook_reads_what_was_kept(tmp_path, monkeypatch, kept):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    place = tmp_path / "benchmarks" / "results" / "study" / "rows.parquet"
+    if kept:
+        place.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows_of([0.25])), place)
+    shown = types.SimpleNamespace(SVG=None, display=None)
+    monkeypatch.setitem(sys.modules, "IPython.display", shown)
+    cells = json.loads((ROOT / "notebooks" / "read_a_study.ipynb").read_text())["cells"]
+    found = {}
+    exec("".join(cells[1]["source"]), found)
+    assert (len(found["rows"]) == 3 and found["rows"][0]["weight"] == 0.25) is kept
+
+
+def test_benchmarks_say_what_their_numbers_depend_on(tmp_path, monkeypatch):
+    asked = []
+
+    class Draw:
+        def draw(self, prompts, *, seed):
+            asked.append(seed)
+            size = (len(prompts), 1)
+            return diverse.Candidates(
+                images=np.zeros((*size, 4, 4, 3), np.uint8), number=np.zeros(size, int),
+                f=np.zeros((*size, 2)), score=np.zeros(size), evaluations=1,
+            )  # fmt: skip
+
+    methods.in_groups(Draw(), ["a", "b", "c"], 32, 7)
+    assert asked == [7, 7]
+    assert similarity.row("mean", 64, 8, 5.0, 16, 1)["machine"] == facts_lib.machine()
+
+    def survey(*, facts, **_):
+        raise InterruptedError(facts["eye"])
+
+    monkeypatch.setattr(sensitivity, "Survey", survey)
+    monkeypatch.setattr(sys, "argv", ["sensitivity.py", "--prompts=2", "--num=2"])
+    with pytest.raises(InterruptedError, match=r"^scenes_clip [0-9a-f]{16}$"):
+        sensitivity.main()
 
 
 def test_the_commands_end_with_one_line(tmp_path):

@@ -1,13 +1,15 @@
 """A study's rows -> what was gained and what it cost: trade-offs, curves, one page.
 
 Settings that differ in the seed alone are one point, the mean over seeds; its interval is
-Student's of 95 %, and with one seed there is none.
+Student's of 95 %, and with one seed there is none. What is to come near the true distribution is
+held to that of the same prompts and as many pictures: its diversity grows with K.
 """
 
 import csv
 import dataclasses
 import html
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,32 @@ from scipy import stats
 from cosdiff_jax.metrics import pareto
 from cosdiff_jax.report import figures
 from cosdiff_jax.report.measures import ROWS
-from cosdiff_jax.report.page import write_page
+from cosdiff_jax.report.page import facts_list, write_page
 
+# What decides a drawing; a row may lack a name that its study leaves alone.
+DRAWN = ("method", "guidance", "num", "candidates", "steps", "prompts", "ema")
 # What tells one setting from another, in the order of the table.
-SETTING = ("training", "weight", "method", "guidance", "num", "candidates")
+SETTING = ("training", "weight", "samples", "layers", *DRAWN, "model", "recipe", "flags")
+# What measures are drawn over.
+KNOBS = ("weight", "samples", "layers", "num", "guidance")
 # (across, up); a measure that is better lower is turned round for the front.
 TRADES = (
     ("all", "meaningful_diversity"),
+    ("clip_score", "meaningful_diversity"),
+    ("frechet", "meaningful_diversity"),
     ("clip_score", "mean_cosine"),
     ("frechet", "mean_cosine"),
 )
-SHOWN = ("mean_cosine", "clip_score", "all", "meaningful_diversity", "frechet", "recall", "seconds")
+SHOWN = (
+    *("mean_cosine", "clip_score", "all", "meaningful_diversity", "frechet", "recall"),
+    *("evaluations", "seconds"),
+)
+PARTS = {"": "mean", "_low": "low", "_high": "high"}
+# Where rows were computed.
+FACTS = ("date", "processor", "accelerator", "devices", "memory", "system", "versions")
 
 Row = Mapping[str, Any]
+Cell = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,18 +56,34 @@ class Setting:
     Attributes:
       said: its knobs by name.
       rows: one of each seed.
+      also: what tells it from others of the same name.
     """
 
     said: Mapping[str, Any]
     rows: Sequence[Row]
+    also: str = ""
 
     @property
     def name(self) -> str:
         """Short, for a legend."""
         said = self.said
-        weight = f" {said['weight']:g}" if said.get("weight") else ""
-        method = "" if said["method"] == "independent" else f" + {said['method']}"
-        return f"{said['training']}{weight}{method}, s={said['guidance']:g}, K={said['num']}"
+        trained = said.get("weight") is not None and said["training"] != "base"
+        weight = f" {said['weight']:g}" if trained else ""
+        plain = said.get("method") in (None, "independent")
+        method = "" if plain else f" + {said['method']}"
+        guidance = "" if said.get("guidance") is None else f", s={said['guidance']:g}"
+        num = "" if said.get("num") is None else f", K={said['num']}"
+        return f"{said['training']}{weight}{method}{guidance}{num}{self.also}"
+
+    @property
+    def true(self) -> "Setting":
+        """The true pictures of its prompts, as many."""
+        return truths(self.rows)[0]
+
+    @property
+    def commands(self) -> list[str]:
+        """What computed it, a line for each seed."""
+        return [row["command"] for row in self.rows if row.get("command")]
 
     def cell(self, measure: str) -> dict[str, float] | None:
         """Mean over seeds, and its interval where there are two; None where nobody measured it."""
@@ -72,10 +103,46 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name) for name in SETTING), []).append(row)
-    return [
-        Setting(said=dict(zip(SETTING, key, strict=True)), rows=found)
-        for key, found in groups.items()
+    found = [
+        Setting(said=dict(zip(SETTING, key, strict=True)), rows=own) for key, own in groups.items()
     ]
+    return _named(found)
+
+
+def truths(rows: Sequence[Row]) -> list[Setting]:
+    """The true pictures: a setting for each K and number of prompts, a row for each seed."""
+    groups: dict[tuple, dict[int, dict[str, float]]] = {}
+    for row in rows:
+        own = {k: v for k, v in row.items() if k.startswith("true_") and v is not None}
+        group = groups.setdefault((row["num"], row.get("prompts")), {})
+        group.setdefault(row["seed"], {}).update((k[len("true_") :], v) for k, v in own.items())
+    found = []
+    for (num, prompts), own in groups.items():
+        said = {"training": "true pictures", "num": num, "prompts": prompts}
+        found.append(Setting(said=said, rows=list(own.values())))
+    return _named(found)
+
+
+def _named(found: Sequence[Setting]) -> list[Setting]:
+    alike: dict[str, list[Setting]] = {}
+    for each in found:
+        alike.setdefault(each.name, []).append(each)
+    return [
+        dataclasses.replace(each, also=_apart(each.said, [e.said for e in alike[each.name]]))
+        for each in found
+    ]
+
+
+def _apart(said: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+    """The knobs that tell one of several from the others; the first ones, if they will do."""
+    names: list[str] = []
+    for name in said:
+        ways = [
+            {tuple(each[n] for n in told) for each in among} for told in (names, [*names, name])
+        ]
+        if len(ways[1]) > len(ways[0]):
+            names.append(name)
+    return "".join(f", {name}={said[name]}" for name in names if said[name] not in (None, ""))
 
 
 def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
@@ -90,55 +157,70 @@ def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
       independently (or, without that one, of all settings).
     """
     found = settings(rows)
-    true = Setting(said={"training": "true"}, rows=[_true(row) for row in rows])
     drawn, volumes = [], {}
+    size, alike = _comparable(found, ("num", "prompts"))
     for x, y in TRADES:
-        figure, volume = _trade(out / "figures", found, true, x, y)
+        figure, volume = _trade(out / "figures", alike, x, y, size)
         if figure is not None:
             drawn.append(figure)
+        if math.isfinite(volume):
             volumes[f"{y} against {x}"] = volume
-    for knob in ("weight", "num", "guidance"):
-        drawn += _curves(out / "figures", found, true, knob)
+    for knob in KNOBS:
+        size, alike = _comparable(found, [n for n in ("num", "prompts") if n != knob])
+        drawn += _curves(out / "figures", alike, knob, size)
     with open(out / "table.csv", "w", newline="") as file:
         lines = csv.writer(file)
-        parts = [f"{m}{p}" for m in SHOWN for p in ("", "_low", "_high")]
-        lines.writerow([*SETTING, "seeds", *parts])
+        heads = [f"{measure}{part}" for measure in SHOWN for part in PARTS]
+        lines.writerow([*SETTING, "seeds", *heads, "commands"])
         for each in found:
-            cells = [each.cell(measure) or {} for measure in SHOWN]
-            values = [cell.get(p) for cell in cells for p in ("mean", "low", "high")]
-            lines.writerow([*(each.said[n] for n in SETTING), len(each.rows), *values])
-    _page(out / "report.html", found, true, drawn, volumes)
+            values = _values(*map(each.cell, SHOWN))
+            told = [each.said[name] for name in SETTING]
+            lines.writerow([*told, len(each.rows), *values, "\n".join(each.commands)])
+    _page(out / "report.html", found, drawn, volumes)
     return volumes
 
 
-def _true(row: Row) -> Row:
-    return {k.removeprefix("true_"): v for k, v in row.items() if k.startswith("true_")}
+def _values(*cells: Cell | None) -> list[float | None]:
+    return [(cell or {}).get(part) for cell in cells for part in PARTS.values()]
 
 
-def _better(measure: str, cell: Mapping[str, float], true: Setting) -> float:
-    """The mean, turned so that more is better."""
-    wish = ROWS[measure].better
-    aim = true.cell(measure)
-    if wish == "true" and aim is not None:
+def _comparable(found: Sequence[Setting], names: Sequence[str]) -> tuple[str, list[Setting]]:
+    """The settings of the commonest size: on it depends what a set comes to, and the truth."""
+    sizes = [tuple(each.said[name] for name in names) for each in found]
+    size = max(dict.fromkeys(sizes), key=sizes.count)
+    said = {"num": "K = {}", "prompts": "{} prompts"}
+    told = [said[name].format(of) for name, of in zip(names, size, strict=True) if of is not None]
+    alike = [each for each, own in zip(found, sizes, strict=True) if own == size]
+    return f"; {', '.join(told)}" if told else "", alike
+
+
+def _better(measure: str, each: Setting) -> float:
+    """The mean, turned so that more is better; NaN where nobody knows what to aim at."""
+    cell, wish = each.cell(measure), ROWS[measure].better
+    aim = each.true.cell(measure) if wish == "true" else None
+    if cell is None or (wish == "true" and aim is None):
+        return math.nan
+    if aim is not None:
         return -abs(cell["mean"] - aim["mean"])
     return cell["mean"] if wish == "higher" else -cell["mean"]
 
 
 def _trade(
-    folder: Path, found: Sequence[Setting], true: Setting, x: str, y: str
+    folder: Path, found: Sequence[Setting], x: str, y: str, size: str = ""
 ) -> tuple[figures.Figure | None, float]:
+    """One measure against another, of settings of one size; what lacks an aim is on no front."""
     there = [(each, each.cell(x), each.cell(y)) for each in found]
     points = [(each, a, b) for each, a, b in there if a is not None and b is not None]
     if len(points) < 2:
         return None, math.nan
-    goals = np.array([[_better(x, a, true), _better(y, b, true)] for _, a, b in points])
-    best = pareto.front(goals)
-    base = [
-        goal
-        for goal, (each, _, _) in zip(goals, points, strict=True)
-        if each.said["training"] == "base" and each.said["method"] == "independent"
-    ]
-    reference = np.min(base, axis=0) if base else goals.min(axis=0)
+    goals = np.array([[_better(x, each), _better(y, each)] for each, _, _ in points])
+    best, known = pareto.front(goals), np.asarray(np.isfinite(goals).all(axis=1))
+    said = [each.said for each, _, _ in points]
+    plain = [own["training"] == "base" and own["method"] == "independent" for own in said]
+    base = goals[known & np.array(plain)]
+    reference = (base if len(base) else goals[known]).min(axis=0, initial=math.inf)
+    volume = pareto.hypervolume(goals, reference) if known.any() else math.nan
+    (true, *_) = truths([row for each, _, _ in points for row in each.rows])
 
     def draw(axes: Axes) -> None:
         kinds = list(dict.fromkeys(each.said["training"] for each, _, _ in points))
@@ -157,92 +239,129 @@ def _trade(
         axes.set_ylabel(figures.called(y))
         figures.legend(axes)
 
-    heads = ["setting", *(f"{m}{p}" for m in (x, y) for p in ("", "_low", "_high")), "front"]
+    heads = ["setting", *(f"{m}{part}" for m in (x, y) for part in PARTS), "front"]
     rows = [
-        [each.name, *(c.get(p) for c in (a, b) for p in ("mean", "low", "high")), bool(f)]
-        for (each, a, b), f in zip(points, best, strict=True)
+        [each.name, *_values(a, b), bool(front) if judged else None]
+        for (each, a, b), front, judged in zip(points, best, known, strict=True)
     ]
-    said = f"{figures.called(y)} against {figures.called(x)}; filled: nothing is better in both"
+    said = f"{figures.called(y)} against {figures.called(x)}{size}; "
+    said += "filled: nothing is better in both"
     figure = figures.save(folder, f"{y}_against_{x}", said, draw, [heads, *rows])
-    return figure, pareto.hypervolume(goals, reference)
+    return figure, volume
+
+
+def _lines(found: Sequence[Setting], knob: str) -> dict[str, list[Setting]]:
+    """Settings that differ in nothing but a knob, three at least, by what tells the lines apart."""
+    groups: dict[tuple, list[Setting]] = {}
+    for each in found:
+        rest = {name: value for name, value in each.said.items() if name != knob}
+        if knob not in DRAWN:
+            # Another value is another change of the same fields of the recipe.
+            changes = shlex.split(rest["flags"] or "")
+            rest["flags"] = " ".join(change.split("=")[0] for change in changes)
+        if each.said[knob] is not None:
+            groups.setdefault(tuple(rest.items()), []).append(each)
+    if knob == "weight":
+        # Where nobody has trained without the term, the base model is its weight 0.
+        for rest, group in groups.items():
+            lacks = dict(rest)["training"] == "diversity" and all(e.said[knob] for e in group)
+            drawn = [group[0].said[name] for name in DRAWN]
+            group += [
+                each
+                for each in found
+                if lacks and each.said["training"] == "base"
+                if [each.said[name] for name in DRAWN] == drawn
+            ]
+    several = {
+        rest: group
+        for rest, group in groups.items()
+        if len({each.said[knob] for each in group}) == len(group) > 2
+    }
+    told = _named([Setting(said=dict(rest), rows=()) for rest in several])
+    return {line.name: group for line, group in zip(told, several.values(), strict=True)}
 
 
 def _curves(
-    folder: Path, found: Sequence[Setting], true: Setting, knob: str
+    folder: Path, found: Sequence[Setting], knob: str, size: str = ""
 ) -> list[figures.Figure]:
-    """Each measure over a knob, where settings differ in nothing else."""
-    lines: dict[tuple, list[Setting]] = {}
-    for each in found:
-        rest = tuple((name, each.said[name]) for name in SETTING if name != knob)
-        # The base model is the term's weight 0.
-        if knob == "weight" and each.said["training"] == "base":
-            rest = (("training", "diversity"), *rest[1:])
-        lines.setdefault(rest, []).append(each)
-    several = {key: group for key, group in lines.items() if len(group) > 2}
+    """Each measure over a knob, where settings differ in nothing else; beside them the truth."""
+    lines = _lines(found, knob)
+    beside: dict[float, list[Row]] = {}
+    for each in (each for group in lines.values() for each in group):
+        beside.setdefault(each.said[knob], []).extend(each.rows)
+    truth = [
+        dataclasses.replace(truths(rows)[0], said={knob: value}) for value, rows in beside.items()
+    ]
     drawn = []
     for measure in ("mean_cosine", "all", "meaningful_diversity"):
-        data: list[Sequence[object]] = [["line", knob, measure, "low", "high"]]
         curves = []
-        for key, group in several.items():
-            name = ", ".join(f"{k} {v}" for k, v in key if v and k != "candidates")
-            cells = [(e.said[knob], e.cell(measure)) for e in group]
+        for name, group in {**lines, "true": truth}.items():
+            cells = [(each.said[knob], each.cell(measure)) for each in group]
             points = sorted(((k, c) for k, c in cells if c is not None), key=lambda p: p[0])
             if len(points) > 2:
                 curves.append((name, points))
-                data += [[name, k, *(c.get(p) for p in ("mean", "low", "high"))] for k, c in points]
-        if not curves:
+        if not any(name in lines for name, _ in curves):
             continue
 
         def draw(axes: Axes, curves=curves, measure=measure) -> None:
             for index, (name, points) in enumerate(curves):
-                colour = figures.COLOURS[index % len(figures.COLOURS)]
-                at = [k for k, _ in points]
-                low, high = (
-                    [c.get(part, c["mean"]) for _, c in points] for part in ("low", "high")
-                )
-                axes.plot(at, [c["mean"] for _, c in points], "o-", color=colour, label=name)
-                axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-            aim = true.cell(measure)
-            if aim is not None:
-                axes.axhline(aim["mean"], color=figures.GREY, linestyle="--", label="true")
+                real = name == "true"
+                colour = figures.GREY if real else figures.COLOURS[index % len(figures.COLOURS)]
+                at, means = [k for k, _ in points], [c["mean"] for _, c in points]
+                look = "--" if real else f"{figures.MARKS[index % len(figures.MARKS)]}-"
+                axes.plot(at, means, look, color=colour, markersize=5, label=name)
+                if not real:
+                    low, high = (
+                        [c.get(side, c["mean"]) for _, c in points] for side in ("low", "high")
+                    )
+                    axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+            if knob == "weight":
+                at = sorted({k for _, points in curves for k, _ in points})
+                axes.set_xscale("symlog", linthresh=min((k for k in at if k > 0), default=1.0))
+                axes.set_xticks(at, [f"{k:g}" for k in at])
+                axes.minorticks_off()
             axes.set_xlabel(knob)
             axes.set_ylabel(figures.called(measure))
-            figures.legend(axes)
+            axes.figure.legend(fontsize=8, loc="outside lower center", ncols=2)
 
-        said = f"{figures.called(measure)} by {knob}"
-        drawn.append(figures.save(folder, f"{measure}_by_{knob}", said, draw, data))
+        data: list[Sequence[object]] = [["line", knob, measure, "low", "high"]]
+        data += [[name, k, *_values(cell)] for name, points in curves for k, cell in points]
+        said, high = f"{figures.called(measure)} by {knob}{size}", 4.0 + 0.1 * len(curves)
+        name = f"{measure}_by_{knob}"
+        drawn.append(figures.save(folder, name, said, draw, data, size=(6.4, high)))
     return drawn
 
 
 def _page(
     path: Path,
     found: Sequence[Setting],
-    true: Setting,
     drawn: Sequence[figures.Figure],
     volumes: Mapping[str, float],
 ) -> None:
+    rows = [row for each in found for row in each.rows]
     measures = [m for m in SHOWN if any(each.cell(m) is not None for each in found)]
     head = "".join(f'<th class="n">{html.escape(figures.called(m))}</th>' for m in measures)
-    lines = "".join(_line(each.name, len(each.rows), each, measures) for each in found)
-    lines += _line("true pictures", 0, true, measures)
+    lines = "".join(_line(each, len(each.rows), measures) for each in found)
+    lines += "".join(_line(true, 0, measures) for true in truths(rows))
     shown = "".join(
         f"<figure><figcaption>{html.escape(figure.title)}</figcaption>{figure.svg}</figure>"
         for figure in drawn
     )
     areas = "; ".join(f"{html.escape(name)}: {value:.4g}" for name, value in volumes.items())
+    said = {name: sorted({str(row[name]) for row in rows if row.get(name)}) for name in FACTS}
     body = [
-        f"<header><h1>Study</h1><p class='lead'>{len(found)} settings, "
-        f"{sum(len(each.rows) for each in found)} rows. Intervals hold 95 %, over seeds.</p>"
-        "</header>",
-        f'<section><h2>In figures</h2><p class="note">Hypervolumes: {areas}.</p>'
+        f"<header><h1>Study</h1><p class='lead'>{len(found)} settings, {len(rows)} rows. "
+        "Intervals hold 95 %, over seeds.</p></header>",
+        f'<section><h2>In figures</h2><p class="note">Hypervolumes: {areas or "none"}.</p>'
         f'<div class="drawn">{shown}</div></section>',
         '<section><h2>In numbers</h2><div class="wide"><table class="many"><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>{lines}</tbody></table></div></section>",
+        facts_list({name: "; ".join(each) for name, each in said.items() if each}, None),
     ]
     write_page(path, "Study", body)
 
 
-def _line(name: str, seeds: int, each: Setting, measures: Sequence[str]) -> str:
+def _line(each: Setting, seeds: int, measures: Sequence[str]) -> str:
     cells = []
     for measure in measures:
         cell = each.cell(measure)
@@ -252,4 +371,12 @@ def _line(name: str, seeds: int, each: Setting, measures: Sequence[str]) -> str:
         label = html.escape(figures.called(measure))
         cells.append(f'<td class="n" data-of="{label}">{text}</td>')
     told = f"<small>{seeds} seeds</small>" if seeds else ""
-    return f'<tr><th scope="row">{html.escape(name)}{told}</th>{"".join(cells)}</tr>'
+    line = f'<tr><th scope="row">{html.escape(each.name)}{told}</th>{"".join(cells)}</tr>'
+    if each.commands:
+        typed = html.escape("\n".join(each.commands))
+        line += (
+            f'<tr><td colspan="{len(measures) + 1}" style="grid-column:1/-1"><details><summary>'
+            '<small style="display:inline">Commands</small></summary><pre style="white-space:'
+            f'pre-wrap;overflow-wrap:anywhere">{typed}</pre></details></td></tr>'
+        )
+    return line
