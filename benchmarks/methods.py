@@ -12,11 +12,9 @@ with the compilation, is left out.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +22,21 @@ import numpy as np
 from cosdiff_jax import job, tables, trained
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler
+from cosdiff_jax.report import facts
 
 ROWS = 64
 CHOOSING = set(tables.SELECTIONS) | {"pruning", "late_pruning"}
 
 
-def in_groups(draw: DiverseSampler, prompts: list[str], total: int) -> tuple[Candidates, float]:
+def in_groups(
+    draw: DiverseSampler, prompts: list[str], total: int, seed: int
+) -> tuple[Candidates, float]:
     """The candidates of all prompts, and seconds a prompt."""
     size = max(1, ROWS // total)
     found, seconds = [], []
     for first in range(0, len(prompts), size):
         began = time.perf_counter()
-        found.append(draw.draw(prompts[first : first + size]))
+        found.append(draw.draw(prompts[first : first + size], seed=seed))
         seconds.append((time.perf_counter() - began) / size)
     joined = {
         name: np.concatenate([getattr(part, name) for part in found])
@@ -63,11 +64,11 @@ def main() -> None:
     items = held_out(args.prompts, args.num, args.seed)
     judge = job.drawn(model.config, items, model.tokenizer, model.frozen)
     prompts = list(judge.prompts)
-    facts = {
+    about = {
         "arguments": {key: str(value) for key, value in vars(args).items() if key != "out"},
         "date": date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version(), "jax": metadata.version("jax")},
+        "machine": facts.machine(),
+        "versions": facts.versions(),
     }
     rows, pool = [], None
 
@@ -75,7 +76,7 @@ def main() -> None:
         rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
         print(json.dumps(rows[-1]), flush=True)
         if args.out is not None:
-            args.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            args.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
     for method in args.method or METHODS:
         chooses = bool(CHOOSING & set(method.split("+")))
@@ -88,13 +89,13 @@ def main() -> None:
             guidance=args.guidance,
         )
         if method in tables.SELECTIONS:
-            pool = pool or in_groups(draw, prompts, args.candidates)
+            pool = pool or in_groups(draw, prompts, args.candidates, args.seed)
             (candidates, seconds), began = pool, time.perf_counter()
             samples = draw.choose(candidates)
             seconds += (time.perf_counter() - began) / len(prompts)
         else:
             total = args.candidates if chooses else args.num
-            candidates, seconds = in_groups(draw, prompts, total)
+            candidates, seconds = in_groups(draw, prompts, total, args.seed)
             samples = draw.choose(candidates)
         cost = {"evaluations": samples.evaluations, "seconds": seconds}
         note({"method": method, **cost, **judge.measured(samples.images)})

@@ -14,7 +14,6 @@ Prints one JSON line for each setting.
 import argparse
 import dataclasses
 import json
-import platform
 import statistics
 import time
 
@@ -25,6 +24,7 @@ from cosdiff_jax import trained
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import DiverseSampler
 from cosdiff_jax.diversity.programme import QuadraticProgram
+from cosdiff_jax.report import facts
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         pruning = dataclasses.replace(model, config=config)
         pruned = DiverseSampler(model=pruning, method="programme", **options)
         ratios, chances, seconds = [], [], {"all": [], "pruned": []}
-        row = {"setting": setting, "machine": platform.processor() or platform.machine()}
+        row = {"setting": setting, "machine": facts.machine()}
         for prompt in prompts:
             began = time.perf_counter()
             drawn = every.draw([prompt])

@@ -12,13 +12,13 @@ from a random set. Prints one JSON line per method.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 
 import jax
 
 from cosdiff_jax.diversity import programme, selection
+from cosdiff_jax.report import facts
 
 METHODS = {
     "max_min": selection.MaxMin(),
@@ -95,7 +95,7 @@ def main() -> None:
             "benchmark": "selection",
             "method": name,
             "device": jax.devices()[0].platform,
-            "machine": platform.processor() or platform.machine(),
+            "machine": facts.machine(),
             "M": args.candidates,
             "k": args.keep,
             "F": args.features,

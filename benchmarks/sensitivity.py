@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosdiff_jax import columns, comparison
+from cosdiff_jax import columns, comparison, weights
 from cosdiff_jax.data.scenes import grammar, prior
 from cosdiff_jax.data.scenes.held_out import HeldOut, held_out
 from cosdiff_jax.survey import Survey
@@ -102,13 +102,15 @@ def main() -> None:
         "reference": true.redrawn(args.num, seed=1),
     }
     eye = columns.clip_eye("scenes_clip")
+    # The name of a CLIP stays when its weights are replaced.
+    seen_by = f"{eye.name} {weights.digest(eye.params)}"
     surveyed = {}
     for name, source in sources.items():
         survey = Survey(
             folder=args.out / "measured" / name.replace(" ", "_"),
             eye=eye,
             measures=[columns.scenes_of],
-            facts={"prompts": args.prompts, "num": args.num},
+            facts={"prompts": args.prompts, "num": args.num, "eye": seen_by},
             label=name,
         )
         survey.run(source)

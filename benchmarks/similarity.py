@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 import pathlib
-import platform
 import re
 import statistics
 import time
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cosdiff_jax.diversity import blockwise, similarity
+from cosdiff_jax.report import facts
 
 
 def measure(form: str, percent: float, block: int):
@@ -85,7 +85,7 @@ def row(form: str, number: int, features: int, percent: float, block: int, repea
     found = {
         "benchmark": "similarity",
         "device": jax.devices()[0].platform,
-        "machine": platform.processor() or platform.machine(),
+        "machine": facts.machine(),
         "number": number,
         "features": features,
         "form": form,
