@@ -125,8 +125,9 @@ def objective() -> dict:
                 cos_map={},
                 log_normal_sigma=dict(mean=-1.2, std=1.2),  # of ln(b_t / a_t)
             ),
-            # alpha: of the times, 3.0 at 1024 pixels of side; double: as SD3's samplers do
-            shift=dict(alpha=1.0, double=False),
+            # alpha: of the times, 3.0 at 1024 pixels of side; double: as SD3's samplers do;
+            # reference: side of the latents that alpha is for, it grows with theirs; 0: as it is
+            shift=dict(alpha=1.0, double=False, reference=0),
             spread=dict(  # of the times of a batch
                 name="independent",
                 independent={},
@@ -143,7 +144,8 @@ def objective() -> dict:
             ),
             caption_dropout=0.1,  # share of prompts shown as the empty caption
             alignment=alignment(),
-            anchor=0.0,  # nu: weight of |v - v of the weights the run started from|^2
+            anchor=0.0,  # nu: weight of |v - v of other weights|^2
+            anchor_to="start",  # start: those the run started from; average: the EMA
             diversity=dict(name="none", none={}, cosine=cosine()),
             prediction=dict(
                 name="one_step",
@@ -207,7 +209,8 @@ def cosine() -> dict:
         schedule=dict(  # lambda(step)
             name="linear",
             **by_step(),
-            # finds the weight that holds the mean cosine at the one wanted
+            # finds the weight that holds the mean cosine at the one wanted; the target has to be
+            # fixed, at most as high
             controller=dict(wanted=0.8, gain=0.01, largest=0.2, warmup=0),
         ),
         measure=dict(
@@ -243,7 +246,7 @@ def guidance(scale: float) -> dict:
             interval=(0.0, 1.0),
             start=True,
             optimal=False,  # CFG-zero*: v_empty scaled to fit
-            zero_start=False,  # CFG-zero*: the first step stands still
+            zero_start=False,  # CFG-zero*: no velocity at t = 1, Euler's first step stands still
             parallel=1.0,  # APG: share kept of what is along the clean estimate
             momentum=0.0,  # APG: of the difference; -0.5 to 0
             radius=0.0,  # APG: bound on the difference of clean estimates; 0: none
@@ -256,11 +259,12 @@ def weaker() -> dict:
     """A field that fails in the same way, only more: what composed guidance moves away from too."""
     acts = dict(scale=2.0, interval=(0.0, 1.0))  # scale: 1 is none; interval: of t
     return dict(
-        name="none",
+        name="none",  # or several joined by +
         none={},
         autoguidance=dict(path="", **acts),  # path: a folder with weights of a weaker network
         skip_layer=dict(layers=(), **acts),  # layers: left out, numbers from 0; (): the middle one
-        perturbed_attention=dict(layers=(), **acts),  # layers: image tokens see themselves alone
+        # layers: an image token sees, of the image, itself alone there, and the caption as ever
+        perturbed_attention=dict(layers=(), **acts),
     )
 
 
@@ -289,11 +293,18 @@ def diversity() -> dict:
             independent={},
             orthogonal={},
             antithetic={},
-            repelled=dict(cosine=-0.1),  # of every pair
+            repelled=dict(cosine=-0.1),  # of every pair; -1 / (K - 1) where that is higher
             low_frequency=low,  # cutoff: share of the Nyquist frequency
+            # K places on an arc between two samples; towards: number of the other, reach: share
+            slerp=dict(towards=1, reach=1.0),
         ),
-        # moves: of the noise, each through a rollout of so many steps; rate: in lengths of it
-        descent=dict(name="none", none={}, cosine=dict(moves=8, rate=0.05, pull=0.0, rollout=4)),
+        descent=dict(
+            name="none",
+            none={},
+            # moves: of the noise, each through a rollout of so many steps; rate: in lengths of it;
+            # view: of the rollouts, by its name and with its knobs below
+            cosine=dict(moves=8, rate=0.05, pull=0.0, rollout=4, view="none"),
+        ),
         condition=dict(  # captions hidden in noise above t = tau2, clear below tau1
             name="none", none={}, cads=dict(tau1=0.6, tau2=0.9, scale=0.25, rescale=1.0)
         ),
@@ -307,7 +318,7 @@ def diversity() -> dict:
                 weight=100.0, interval=(0.5, 0.99), largest=0.5, spread=1.0, jitter=1e-3
             ),
         ),
-        view=dict(  # of the two above
+        view=dict(  # of the repulsion
             name="none",
             none={},
             clip={},
@@ -357,7 +368,7 @@ def sample() -> dict:
         grid=dict(  # the times of the steps
             name="uniform",
             uniform={},
-            shifted=dict(alpha=3.0, double=False),  # double: as SD3's samplers do
+            shifted=dict(alpha=3.0, double=False, reference=0),  # as in flow_matching.shift
             karras=dict(rho=7.0, smallest=0.002, largest=80.0),  # sigma
             given=dict(times=(1.0, 0.5, 0.0)),  # one more than steps
         ),

@@ -177,17 +177,19 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
         clip=nets.clip if aligns_in_clip else None,
         trajectory=trajectory,
         parameterization=_parameterization(knobs),
-        times=_times(knobs, trajectory),
+        times=_times(config, trajectory),
         weighting=tables.make(tables.WEIGHTINGS, knobs.weighting),
         caption_dropout=knobs.caption_dropout,
         samples=config.data.samples,
         diversity=diversity,
         alignment=alignment,
         anchor=knobs.anchor,
-        prediction=tables.make(tables.PREDICTIONS, knobs.prediction),
+        anchor_to=knobs.get("anchor_to", "start"),
+        prediction=_along(trajectory, tables.make(tables.PREDICTIONS, knobs.prediction)),
         feature=tables.make(features, knobs.feature) if predicts else None,
     )
-    anchored = knobs.anchor > 0 or "hidden" in looks
+    # The average is the training's own, and comes with each step.
+    anchored = (knobs.anchor > 0 and objective.anchor_to == "start") or "hidden" in looks
     # What is drawn meanwhile may look through a network where the loss does not.
     through = _through({*through, *drawing(config.sample)})
     return objective, ("llm", "vae", *through, *("anchor",) * anchored)
@@ -197,13 +199,17 @@ def _parameterization(knobs: Any) -> Parameterization:
     return tables.make(tables.PARAMETERIZATIONS, _choice(knobs, "parameterization", "velocity"))
 
 
-def _times(knobs: Any, trajectory: Trajectory) -> timestep.Times:
+def _times(config: Any, trajectory: Trajectory) -> timestep.Times:
     """The times that are trained on: drawn, moved to higher noise, spread over the batch."""
+    knobs = config.objective.flow_matching
     own = functools.partial(timestep.LogNormalSigma, trajectory=trajectory)
     times = tables.make({**tables.TIMES, "log_normal_sigma": own}, knobs.times)
-    shift = knobs.get("shift", {})
-    if shift and (shift["alpha"] != 1 or shift["double"]):
-        times = timestep.Shifted(times=times, **shift)
+    shift = {"alpha": 1.0, **knobs.get("shift", {})}
+    reference = shift.pop("reference", 0)
+    shape = latent_shape(config, picture_shape(config.data)) if reference else ()
+    moved = timestep.resized(timestep.Shifted(times=times, **shift), reference, shape)
+    if moved.alpha != 1 or moved.double:
+        times = moved
     return tables.make(tables.SPREADS, _choice(knobs, "spread", "independent"), times=times)
 
 
@@ -242,8 +248,15 @@ def _through(looks: set[str]) -> tuple[str, ...]:
 
 
 def viewed(sample: Any) -> tuple[str, ...]:
-    """Of Frozen, what ``sample.view`` looks through."""
-    return _through({_choice(sample, "view")["name"]})
+    """Of Frozen, what repulsion and descent look through."""
+    return _through({_choice(sample, "view")["name"], _rollouts_view(sample)["name"]})
+
+
+def _rollouts_view(sample: Any) -> tables.Entry:
+    """What a descent compares: an alternative of ``sample.view``, with its knobs there."""
+    view, chosen = _choice(sample, "view"), _choice(sample, "descent")
+    # Recipes stored by older versions have one view for both.
+    return {**view, "name": chosen.get(chosen["name"], {}).get("view", view["name"])}
 
 
 def drawing(sample: Any) -> tuple[str, ...]:
@@ -254,7 +267,7 @@ def drawing(sample: Any) -> tuple[str, ...]:
 def _weaker(sample: Any) -> tables.Entry | None:
     """The network that autoguidance moves away from."""
     chosen = sample.guidance.get("composed", {}).get("weaker", {"name": "none"})
-    if sample.guidance.name != "composed" or chosen["name"] != "autoguidance":
+    if sample.guidance.name != "composed" or "autoguidance" not in chosen["name"].split("+"):
         return None
     path = chosen["autoguidance"]["path"]
     if not path:
@@ -328,6 +341,14 @@ def objective(config: Any) -> tuple[Any, tuple[str, ...]]:
     return OBJECTIVES[config.objective.name](config)
 
 
+def picture_shape(data: Any) -> tuple[int, int, int]:
+    """(X, Y, C) of the pictures of ``data.name``; the square, where some keep their shapes."""
+    if data.name == "digits":
+        return 8, 8, 1
+    side = data.folder.size if data.name == "folder" else 64
+    return side, side, 3
+
+
 def latent_shape(config: Any, images: tuple[int, int, int]) -> tuple[int, int, int]:
     """(h, w, c) of the latents of pictures of shape (X, Y, C), or the pictures' own."""
     vae = model("vae", config.vae)
@@ -348,12 +369,18 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
     trained = config.objective.flow_matching
     trajectory = tables.make(tables.TRAJECTORIES, trained.trajectory)
     guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance))
-    solver = _solver(knobs, trajectory)
+    shape = latent_shape(config, images)
+    solver = _solver(knobs, trajectory, shape)
+    views = {"none": lambda: None, **_views(nets, trained)}
+    descent = tables.make(tables.DESCENTS, _choice(knobs, "descent"))
+    if descent is not None:
+        compared = tables.make(views, _rollouts_view(knobs))
+        descent = dataclasses.replace(descent, feature=compared)
     fields = dict(
         backbone=nets.backbone,
         language_model=nets.language_model,
         vae=nets.vae,
-        shape=latent_shape(config, images),
+        shape=shape,
         trajectory=trajectory,
         parameterization=_parameterization(trained),
         steps=knobs.steps,
@@ -362,24 +389,31 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         solver=solver,
         rows=knobs.rows,
         noise=tables.make(tables.NOISES, _choice(knobs, "noise", "independent")),
-        descent=tables.make(tables.DESCENTS, _choice(knobs, "descent")),
+        descent=descent,
         condition=tables.make(tables.CONDITIONS, _choice(knobs, "condition")),
         repulsion=tables.make(tables.REPULSIONS, _choice(knobs, "repulsion")),
-        view=tables.make({"none": lambda: None, **_views(nets, trained)}, _choice(knobs, "view")),
+        view=tables.make(views, _choice(knobs, "view")),
     )
     return Sampler(**{**fields, **changes})
 
 
-def _solver(knobs: Any, trajectory: Trajectory) -> Solver:
-    grid = _along(trajectory, tables.make(tables.GRIDS, _choice(knobs, "grid", "uniform")))
-    solver = _along(trajectory, tables.make(tables.SOLVERS, knobs.solver))
-    return dataclasses.replace(solver, grid=grid)
+def _solver(knobs: Any, trajectory: Trajectory, shape: tuple[int, int, int]) -> Solver:
+    shifted = functools.partial(tables.GRIDS["shifted"], shape=shape)
+    grids = {**tables.GRIDS, "shifted": shifted}
+    grid = tables.make(grids, _choice(knobs, "grid", "uniform"))
+    solver = tables.make(tables.SOLVERS, knobs.solver)
+    return _along(trajectory, dataclasses.replace(solver, grid=grid))
 
 
 def _along(trajectory: Trajectory, part: Any) -> Any:
-    """A part that reckons with a path, on the one that is trained."""
-    fields = {field.name for field in dataclasses.fields(part)}
-    return dataclasses.replace(part, trajectory=trajectory) if "trajectory" in fields else part
+    """A part and all that it is made of, on the path that is trained."""
+    if isinstance(part, Trajectory):
+        return trajectory
+    if not dataclasses.is_dataclass(part):
+        return part
+    fields = [field.name for field in dataclasses.fields(part) if field.init]
+    parts = {name: _along(trajectory, getattr(part, name)) for name in fields}
+    return dataclasses.replace(part, **parts)  # pyright: ignore[reportArgumentType]
 
 
 def _choice(knobs: Any, name: str, default: str = "none") -> tables.Entry:

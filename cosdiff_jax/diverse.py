@@ -40,7 +40,8 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "antithetic": {"noise": {"name": "antithetic"}},
     "repelled": {"noise": {"name": "repelled", "repelled": {"cosine": -0.1}}},
     "low_frequency": {"noise": {"name": "low_frequency"}},
-    "descent": {"descent": {"name": "cosine"}, "view": {"name": "clip"}},
+    "slerp": {"noise": {"name": "slerp"}},
+    "descent": {"descent": {"name": "cosine", "cosine": {"view": "clip"}}},
     # on the way
     "particle": {"repulsion": _PARTICLE},
     "particle_clip": {"repulsion": _PARTICLE, "view": {"name": "clip"}},
@@ -145,7 +146,8 @@ class DiverseSampler:
       size: height and width in pixels; None as the model was trained.
 
     Raises:
-      ValueError: an unknown method, fewer candidates than pictures, or no CLIP to choose by.
+      ValueError: an unknown method, one that the model cannot be drawn with, fewer candidates than
+        pictures, or no CLIP to choose by.
     """
 
     model: trained.Trained
@@ -161,11 +163,13 @@ class DiverseSampler:
             raise ValueError(
                 f"--candidates={self.total} are fewer than the --num={self.num} to keep"
             )
-        looks = self._chooses or self._changes.get("view", {}).get("name") == "clip"
+        looks = self._chooses or "clip" in build.viewed(self.config.sample)
         if looks and self._view is None:
             raise ValueError(
                 f"{self.model.name} has no CLIP for its pictures, which {self.method} looks through"
             )
+        # What cannot be drawn is refused before anything is written.
+        _ = self._sampler
 
     def __call__(self, prompts: Sequence[str], *, seed: int = 0) -> Samples:
         """Pictures of P prompts; the same seed and prompt give the same ones.
@@ -186,7 +190,7 @@ class DiverseSampler:
             evaluations = self.total * self._sampler.evaluations
         else:
             drawn, left = pruning(*asked, candidates=self.total, num=self.num, seeds=seeds)
-            evaluations = sum(pruning.alive(self.total, self.num)[:-1])
+            evaluations = pruning.evaluations(self.total, self.num)
         images, f, score = grid.to_bytes(drawn), None, None
         if self._view is not None:
             f = np.stack([np.asarray(self.look(model.frozen, to_float(x))) for x in images])

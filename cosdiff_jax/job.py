@@ -7,7 +7,7 @@ names the field to change.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -74,8 +74,11 @@ def prepare(config: Any) -> Job:
     text_only = config.objective.name == "next_token"
     encode = groups.Encode(tokenizer=words, context=config.data.context, eos=text_only)
     data = build.source(config.data, "train")
+    if config.data.name == "folder":
+        _check_captions(words, config.data.context, getattr(data, "captions", ()))
     frozen = build.frozen(config, needs)
     _check_shapes(config, objective, frozen, data)
+    _check_target(objective, data)
     if config.data.encoded:
         data = _encoded(config, frozen.get("vae"))
     knobs = config.optimizer
@@ -209,6 +212,8 @@ def check(config: Any) -> None:
             "one prompt and needs at least 2; raise data.samples or set "
             "objective.flow_matching.diversity.name=none"
         )
+    if diversity:
+        _check_controller(config.objective.flow_matching.diversity.cosine)
     aligned = config.objective.flow_matching.alignment
     form = aligned.get(aligned.name, {}).get("form", {"name": "none"})["name"]
     together = config.data.prompts // max(config.optimizer.accumulate, 1)
@@ -225,6 +230,59 @@ def check(config: Any) -> None:
         raise ValueError("steps, log_every and checkpoint.every must be at least 1")
     # Here, not where the record is opened: a missing package is told before anything is prepared.
     record.Wandb(**config.wandb)
+
+
+def _check_controller(knobs: Any) -> None:
+    """Refuse a controller whose term may push nothing while the cosine is above the one wanted.
+
+    Raises:
+      ValueError: so it is: the weight would grow to its largest for nothing.
+    """
+    if knobs.schedule.name != "controller":
+        return
+    field = "objective.flow_matching.diversity.cosine"
+    wanted = knobs.schedule.controller.wanted
+    if knobs.target.name != "fixed":
+        raise ValueError(
+            f"{field}.schedule.name=controller holds the cosine at wanted = {wanted}, which may "
+            f"lie below the target {knobs.target.name}, where nothing is pushed: set "
+            f"{field}.target.name=fixed"
+        )
+    if knobs.target.fixed.cosine > wanted:
+        raise ValueError(
+            f"{field}.target.fixed.cosine = {knobs.target.fixed.cosine} lies above the cosine that "
+            f"the controller is to hold, wanted = {wanted}: below it nothing is pushed; set it to "
+            f"at most {wanted}"
+        )
+
+
+def _check_captions(words: Tokenizer, context: int, captions: Sequence[str]) -> None:
+    """Read every caption: the one that is too long may come after hours only.
+
+    Raises:
+      ValueError: some have more tokens than the context.
+    """
+    long = {caption: n for caption in captions if (n := words.count(caption)) > context}
+    if long:
+        first, most = next(iter(long)), max(long.values())
+        raise ValueError(
+            f"data.context = {context}: {len(long)} of {len(captions)} captions have more tokens, "
+            f"such as {first!r} with {long[first]}; set data.context={most}"
+        )
+
+
+def _check_target(objective: Any, data: groups.Source) -> None:
+    """Refuse a target that no prompt of the data has.
+
+    Raises:
+      ValueError: so it is: the term would do nothing.
+    """
+    term = getattr(objective, "diversity", None)
+    if term is not None and term.reads_real and not getattr(data, "varied", 1):
+        raise ValueError(
+            "no caption of the data has two pictures that differ (and have one shape), so there is "
+            "no cosine of real ones: set objective.flow_matching.diversity.cosine.target.name=fixed"
+        )
 
 
 def _check_shapes(config: Any, objective: Any, frozen: Frozen, data: groups.Source) -> None:

@@ -6,9 +6,11 @@
 
 Choosing k of M by previews costs n_0 + n_1 + ... evaluations of the model instead of M steps. At
 t = 1 the best preview is the mean of all pictures, the same for every noise, so early previews
-tell the candidates of a many-step model hardly apart: none are dropped before t = ``start``. It
-follows group inference (arXiv 2508.15773), whose published code takes the preview with the state
-after the step, off by v / steps.
+tell the candidates of a many-step model hardly apart: none are dropped before t = ``start``. A
+descent moves the noise of all M before the first step.
+
+It follows group inference (arXiv 2508.15773), whose published code takes the preview with the
+state after the step, off by v / steps.
 """
 
 import math
@@ -24,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cosdiff_jax.diversity.programme import QuadraticProgram
 from cosdiff_jax.diversity.selection import Selection
 from cosdiff_jax.features.clip import ClipFeature
-from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.sampler import Sampler, even
 from cosdiff_jax.shapes import Frozen, Params
 
 
@@ -56,7 +58,9 @@ class Pruning:
     """Draws k of M candidates by Euler steps on the solver's grid, pruning after each.
 
     Attributes:
-      sampler: draws; of its solver only the grid is used.
+      sampler: draws; of its solver only the grid is used, but for a descent's rollouts. Its
+        ``rows`` bound what is evaluated, seen and decoded at once; samples that repel one another
+        need the velocity of all, and a descent all its rollouts.
       view: sees pictures and captions.
       share: r, dropped after every step.
       start: the t from which on they are dropped.
@@ -79,6 +83,10 @@ class Pruning:
         # The slack keeps 0.6 at 0.6, whatever the rounding of the grid.
         unpruned = sum(float(t) > self.start + 1e-6 for t in times)
         return sizes(candidates, num, self.sampler.steps, self.share, unpruned)
+
+    def evaluations(self, candidates: int, num: int) -> int:
+        """Velocity evaluations of one prompt, those of a descent included; errors as ``alive``."""
+        return sum(self.alive(candidates, num)[:-1]) + candidates * self.sampler.rollouts
 
     def __call__(
         self,
@@ -115,6 +123,8 @@ class Pruning:
             said = self._said(frozen, tokens[row], mask[row])
             noise, keys = self.sampler.start(key, jnp.asarray(seeds[row]), candidates)
             z, keys, left = noise[0], keys[0], jnp.arange(candidates)
+            if self.sampler.descent is not None:
+                z = self._descended(params, frozen, text, empty, z, keys)
             times = self.sampler.solver.grid(self.sampler.steps)
             for t, after, keep in zip(times[:-1], times[1:], alive[1:], strict=True):
                 # The length of the step is taken before rounding, as the solvers do.
@@ -130,22 +140,53 @@ class Pruning:
         return jax.jit(self.view.text)
 
     @cached_property
+    def _descended(self) -> Callable:
+        return jax.jit(self.sampler.descended)
+
+    @cached_property
     def _pictures(self) -> Callable:
-        return jax.jit(self.sampler.pictures)
+        def pictures(frozen, z) -> Float[Array, "k X Y C"]:
+            return in_parts(lambda z: self.sampler.pictures(frozen, z), self.sampler.rows, z)
+
+        return jax.jit(pictures)
 
     @cached_property
     def _step(self) -> Callable:
         def step(
             params, frozen, text, empty, said, z, moved, keys, keep: int
         ) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
-            t, length = moved
-            rows = jnp.full(z.shape[0], t)
-            v = self.sampler.velocity(params, frozen, text, empty, keys)(z, rows)
+            (t, length), rows = moved, self.sampler.rows
+
+            def velocity(z: Array, keys: Array) -> Array:
+                field = self.sampler.velocity(params, frozen, text, empty, keys)
+                return field(z, jnp.full(z.shape[0], t))
+
+            def see(z: Array, v: Array) -> Array:
+                times = jnp.full(z.shape[0], t)
+                return self.view(frozen, self.sampler.trajectory.clean(z, v, times))
+
+            coupled = self.sampler.repulsion is not None
+            v = in_parts(velocity, z.shape[0] if coupled else rows, z, keys)
             after = z - length * v
             if keep == z.shape[0]:
                 return after, jnp.arange(keep)
-            f = self.view(frozen, self.sampler.trajectory.clean(z, v, rows))
+            f = in_parts(see, rows, z, v)
             chosen = jnp.sort(self.selection(f, f @ said[0], keep))
             return after[chosen], chosen
 
         return jax.jit(step, static_argnames="keep")
+
+
+def in_parts(call: Callable[..., Array], most: int, *arrays: Array) -> Array:
+    """``call`` of at most so many rows at a time, where rows do not depend on one another.
+
+    The parts are alike; what fills up the last one is dropped.
+    """
+    number = arrays[0].shape[0]
+    size = even(number, most)
+    if size == number:
+        return call(*arrays)
+    places = jnp.arange(math.ceil(number / size) * size) % number
+    parts = tuple(x[places].reshape(-1, size, *x.shape[1:]) for x in arrays)
+    done = jax.lax.map(lambda part: call(*part), parts)
+    return done.reshape(-1, *done.shape[2:])[:number]

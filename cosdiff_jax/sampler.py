@@ -3,7 +3,8 @@
 A caption is read once, however many samples and steps follow. The noise of a sample depends on
 the key, on its prompt's seed and on its number k alone, so four samples are the first four of
 eight, and a prompt draws the same pictures whatever other prompts stand beside it. Samples that
-repel one another, or whose noise is optimised together, are a group: then K matters as well.
+repel one another, whose noise is optimised together or that share out an arc (``noise.Slerp``) are
+a group: then K matters as well.
 """
 
 import dataclasses
@@ -44,12 +45,14 @@ class Descent:
       rate: of a move, in lengths of the noise.
       pull: share of the way back to the start after each move.
       rollout: solver steps of the short rollout.
+      feature: what of the rollouts is compared; None compares the latents themselves.
     """
 
     moves: int = 8
     rate: float = 0.05
     pull: float = 0.0
     rollout: int = 4
+    feature: Feature | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +76,8 @@ class Sampler:
       noise: the joint law of the K starting points of a prompt.
       descent: how the noise is optimised; None leaves it as drawn.
       condition: how captions are annealed; None shows them as they are.
-      repulsion: what keeps the samples of a prompt apart on the way.
-      view: the feature that repulsion and descent compare, of latents; None compares latents.
+      repulsion: what keeps the samples of a prompt apart on the way; of rectified flow alone.
+      view: the feature that repulsion compares, of latents; None compares latents.
     """
 
     backbone: nn.Module
@@ -99,16 +102,38 @@ class Sampler:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, not {self.rows}")
-        blind = self.repulsion is not None and not hasattr(self.repulsion, "feature")
-        if blind and self.view is not None:
-            kind = type(self.repulsion).__name__
-            raise ValueError(f"{kind} compares noisy latents: it cannot look through a feature")
+        parts = {"guidance": self.guidance, "solver": self.solver, "solver.grid": self.solver.grid}
+        for name, part in parts.items():
+            path = getattr(part, "trajectory", self.trajectory)
+            if path != self.trajectory:
+                raise ValueError(
+                    f"{name}.trajectory is {path}, the sampler's {self.trajectory}: make the "
+                    f"{name} with the sampler's"
+                )
+        if self.repulsion is None:
+            return
+        kind = type(self.repulsion).__name__
+        if not isinstance(self.trajectory, RectifiedFlow):
+            raise ValueError(
+                f"{kind} is reckoned for rectified flow and the model follows "
+                f"{type(self.trajectory).__name__}: set sample.repulsion.name=none"
+            )
+        if self.view is not None and not hasattr(self.repulsion, "feature"):
+            raise ValueError(
+                f"{kind} compares noisy latents and cannot look through a feature: set "
+                "sample.view.name=none"
+            )
 
     @property
     def evaluations(self) -> int:
-        """Velocity evaluations a picture; in a descent's rollouts each has a gradient as well."""
-        rollouts = 0 if self.descent is None else self.descent.moves * self.descent.rollout
-        return self.solver.calls * (self.steps + rollouts)
+        """Velocity evaluations a picture, those of a descent included."""
+        return self.solver.calls * self.steps + self.rollouts
+
+    @property
+    def rollouts(self) -> int:
+        """Velocity evaluations a picture in a descent's rollouts; each has a gradient as well."""
+        descent = self.descent
+        return 0 if descent is None else self.solver.calls * descent.moves * descent.rollout
 
     def __call__(
         self,
@@ -140,8 +165,8 @@ class Sampler:
 
         # Equal chunks, so that there is one program; what pads the last one is drawn and dropped.
         coupled = self.repulsion is not None or self.descent is not None
-        samples = num if coupled else _even(num, self.rows)
-        chunk = _even(prompts, max(1, self.rows // samples))
+        samples = num if coupled else even(num, self.rows)
+        chunk = even(prompts, max(1, self.rows // samples))
         places = np.arange(math.ceil(prompts / chunk) * chunk) % prompts
         numbers = np.arange(math.ceil(num / samples) * samples) % num
         drawn = []
@@ -196,6 +221,38 @@ class Sampler:
             repulsion = dataclasses.replace(repulsion, feature=see)  # pyright: ignore
         return repulsion(velocity, keys.shape[0] // text.mask.shape[0])
 
+    def descended(
+        self,
+        params: Params,
+        frozen: Frozen,
+        text: TextStream,
+        empty: TextStream,
+        z: Float[Array, "B h w c"],
+        keys: Key[Array, " B"],
+    ) -> Float[Array, "B h w c"]:
+        """The starting points as the descent moves them; one sample has nobody to differ from."""
+        samples, descent = z.shape[0] // text.mask.shape[0], self.descent
+        if descent is None or samples == 1:
+            return z
+        velocity = jax.checkpoint(self._guided(params, frozen, text, empty, keys))
+        # The noise of a solver's steps is that of the drawing, the same at every move.
+        drawn = _solvers(keys)
+
+        def alike(x0: jax.Array) -> jax.Array:
+            see = descent.feature
+            f = x0.reshape(x0.shape[0], -1) if see is None else see(frozen, x0)
+            return similarity.mean_cosine(f.reshape(-1, samples, f.shape[-1]))
+
+        moved, _ = noises.optimise(
+            lambda z: self.solver(velocity, z, descent.rollout, key=drawn),
+            z,
+            alike,
+            steps=descent.moves,
+            rate=descent.rate,
+            pull=descent.pull,
+        )
+        return moved
+
     def pictures(self, frozen: Frozen, z: Float[Array, "B h w c"]) -> Float[Array, "B X Y C"]:
         """Latents decoded, where there is an autoencoder, and clipped to [-1, 1]."""
         if self.vae is not None:
@@ -228,28 +285,6 @@ class Sampler:
             guidance = Annealed(guidance=guidance, condition=self.condition, keys=hidden)
         return guidance(backbone, text, empty)
 
-    def _descend(
-        self,
-        frozen: Frozen,
-        velocity: Velocity,
-        z: Float[Array, "B h w c"],
-        samples: int,
-        descent: Descent,
-    ) -> Float[Array, "B h w c"]:
-        def alike(x0: jax.Array) -> jax.Array:
-            f = x0.reshape(x0.shape[0], -1) if self.view is None else self.view(frozen, x0)
-            return similarity.mean_cosine(f.reshape(-1, samples, f.shape[-1]))
-
-        moved, _ = noises.optimise(
-            lambda z: self.solver(jax.checkpoint(velocity), z, descent.rollout),
-            z,
-            alike,
-            steps=descent.moves,
-            rate=descent.rate,
-            pull=descent.pull,
-        )
-        return moved
-
     @functools.cached_property
     def _draw(self) -> Callable:
         """(params, frozen, text, empty, start, keys) -> pictures, compiled.
@@ -276,12 +311,9 @@ class Sampler:
     ) -> Float[Array, "P K X Y C"]:
         keys = keys.reshape(-1)
         z: Any = constrain(start.reshape(-1, *self.shape))
-        if self.descent is not None and start.shape[1] > 1:
-            plain = self._guided(params, frozen, text, empty, keys)
-            z = self._descend(frozen, plain, z, start.shape[1], self.descent)
+        z = self.descended(params, frozen, text, empty, z, keys)
         velocity = self.velocity(params, frozen, text, empty, keys)
-        drawn = jax.vmap(lambda key: rng.named(key, "solver")["solver"])(keys)
-        z = self.solver(velocity, z, self.steps, key=drawn)
+        z = self.solver(velocity, z, self.steps, key=_solvers(keys))
         images = self.pictures(frozen, z)
         return images.reshape(*start.shape[:2], *images.shape[1:])
 
@@ -303,6 +335,11 @@ def _program(sampler: Sampler) -> Callable:
     return jax.jit(draw)
 
 
-def _even(number: int, most: int) -> int:
+def _solvers(keys: Key[Array, " B"]) -> Key[Array, " B"]:
+    """The keys of the noise that a solver draws."""
+    return jax.vmap(lambda key: rng.named(key, "solver")["solver"])(keys)
+
+
+def even(number: int, most: int) -> int:
     """The size of equal parts of ``number`` things, none above ``most``, with least padding."""
     return math.ceil(number / math.ceil(number / most))

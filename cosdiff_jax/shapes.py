@@ -22,7 +22,7 @@ Params = Any
 
 Frozen = dict[str, Params]
 """Parameters nobody trains, by role: "llm", "vae", "clip", "latent_clip", "vgg", "anchor",
-"weaker"."""
+"average", "weaker"."""
 
 Logs = dict[str, jax.Array]
 """Scalars to write down, by name."""
@@ -38,7 +38,8 @@ class Batch:
 
     ``latents``, where present, are the encoded and normalised form of the same pictures, and then
     ``images`` may be absent. Language-model training has neither. ``prompt`` numbers the training
-    prompts, for what is remembered of each.
+    prompts, for what is remembered of each. ``distinct``, from a source that fills short groups
+    up, marks the pictures that repeat no other of their group; without it all are different.
     """
 
     tokens: Int[Array, "P T"]
@@ -46,6 +47,7 @@ class Batch:
     images: Float[Array, "B X Y C"] | None = None
     latents: Float[Array, "B h w c"] | None = None
     prompt: Int[Array, " P"] | None = None
+    distinct: Bool[Array, "P K"] | None = None
 
 
 @flax.struct.dataclass

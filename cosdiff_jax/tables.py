@@ -146,9 +146,20 @@ WEIGHTINGS = {
     "sigmoid": weighting.Sigmoid,
     "edm": weighting.Edm,
 }
+
+
+@functools.wraps(grid.Shifted, assigned=(), updated=())
+def _shifted(
+    *, reference: int = 0, shape: tuple[int, ...] | None = None, **knobs: Any
+) -> grid.Shifted:
+    # The size of the latents at hand is no knob of its own: build hands it over.
+    made = grid.Shifted(**knobs)
+    return made if shape is None else timestep.resized(made, reference, shape)
+
+
 GRIDS = {
     "uniform": grid.Uniform,
-    "shifted": grid.Shifted,
+    "shifted": _shifted,
     "karras": grid.Karras,
     "given": grid.Given,
 }
@@ -186,10 +197,17 @@ WEAKER = {
     "skip_layer": _alone(weaker.SkipLayer),
     "perturbed_attention": _alone(weaker.PerturbedAttention),
 }
-GUIDANCES = {
-    "classifier_free": guidance.ClassifierFree,
-    "composed": nested(composed.Composed, weaker=WEAKER),
-}
+
+
+@functools.wraps(composed.Composed, assigned=(), updated=())
+def _composed(**knobs: Any) -> composed.Composed:
+    # Names of weaker fields joined by + act together.
+    entry = knobs.get("weaker", {"name": "none"})
+    each = [make(WEAKER, {**entry, "name": name}) for name in entry["name"].split("+")]
+    return composed.Composed(**{**knobs, "weaker": sum(each, ())})
+
+
+GUIDANCES = {"classifier_free": guidance.ClassifierFree, "composed": _composed}
 BY_STEP = {
     "constant": schedule.Constant,
     "linear": schedule.LinearRamp,
@@ -211,8 +229,16 @@ NOISES: dict[str, Callable] = {
     "antithetic": noise.Antithetic,
     "repelled": noise.Repelled,
 }
-NOISES |= {"low_frequency": nested(noise.LowFrequency, base=dict(NOISES))}
-DESCENTS = {"none": lambda: None, "cosine": Descent}
+NOISES |= {"low_frequency": nested(noise.LowFrequency, base=dict(NOISES)), "slerp": noise.Slerp}
+
+
+@functools.wraps(Descent, assigned=(), updated=())
+def _descent(*, view: str = "none", **knobs: Any) -> Descent:
+    # A view may need a network of the run: build puts it there.
+    return Descent(**knobs)
+
+
+DESCENTS = {"none": lambda: None, "cosine": _descent}
 CONDITIONS = {"none": lambda: None, "cads": Cads}
 REPULSIONS = {
     "none": lambda: None,

@@ -98,8 +98,9 @@ def train(config, workdir: str) -> TrainState:
         def train_step(state, frozen, batch):
             # Draws depend on the seed and the step only: a resumed run repeats them.
             now = jax.random.fold_in(key, state.step)
+            held = {**frozen, "average": state.ema}
             (_, (logs, memory)), grads = value_and_grad(
-                state.params, frozen, batch, now, state.step, state.memory
+                state.params, held, batch, now, state.step, state.memory
             )
             updates, opt_state = chain.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

@@ -7,11 +7,15 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 
 from cosdiff_jax import columns, comparison, evaluate, networks
+from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.scenes.held_out import held_out
+from cosdiff_jax.metrics import frechet
+from cosdiff_jax.survey import Survey, Surveyed
 
 
 def asked(folder, **more):
@@ -106,6 +110,9 @@ def test_a_folder_alone_needs_no_model(foreign):
         ({"models": ("fusion_base",), "prompts": "1"}, "at least 2"),
         ({"images": ("x",), "training": 5}, "name the model"),
         ({"models": ("fusion_base",), "images": ("x",), "prompts": "4"}, "--prompts=FILE"),
+        ({"images": ("x",), "paired": True}, "with --reference"),
+        ({"models": ("fusion_base",), "read": "x.csv"}, "in --images"),
+        ({"images": ("x",), "top_percent": 0.0}, "--top_percent=0 is not within"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(more, message):
@@ -125,7 +132,12 @@ def test_consistency_is_told_for_every_layer_beside_chance(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("metric", "name", "least"),
-    [("vae", "psnr", 25), ("llm", "accuracy", 0.3), ("latent_clip", "retrieval@1", 0.9)],
+    [
+        ("vae", "psnr", 25),
+        ("vae", "ssim", 0.9),
+        ("llm", "accuracy", 0.3),
+        ("latent_clip", "retrieval@1", 0.9),
+    ],
 )
 def test_frozen_networks_know_something(tmp_path, metric, name, least):
     networks.measured(metric, [], tmp_path, prompts="8", num=2, seed=0)
@@ -193,3 +205,228 @@ def test_another_eye_of_the_same_name_is_another_measurement(foreign, monkeypatc
     monkeypatch.setattr(columns, "clip_eye", changed)
     with pytest.raises(ValueError, match=r"another measurement .eye differ"):
         evaluate.pictures(asked, foreign / "out")
+
+
+def surveyed(number, seed, features=4, **measures):
+    """Prompts of two pictures each, as vectors that nobody saw."""
+    f = np.random.default_rng(seed).normal(size=(2 * number, features)).astype(np.float32)
+    rows = [
+        {"key": str(p), "caption": "", "num": 2, "measures": {n: v[p] for n, v in measures.items()}}
+        for p in range(number)
+    ]
+    return Surveyed(rows=rows, f=f)
+
+
+def compared(out, columns, **more):
+    def none(indices):
+        return [np.zeros((2, 8, 8, 3), np.uint8) for _ in indices]
+
+    made = [comparison.Column(name=n, surveyed=s, pictures=none) for n, s in columns.items()]
+    return comparison.write(out, made, **more)
+
+
+def test_a_frechet_distance_is_told_with_its_network_and_number(tmp_path):
+    columns = {"many": surveyed(40, 0), "few": surveyed(6, 1)}
+    found = compared(
+        tmp_path, columns, reference=surveyed(50, 2), eye="my_clip", facts={"top_percent": 5.0}
+    )
+    # The key stays; what is printed and the page say which and of how many.
+    assert "frechet" in found["columns"]["many"]
+    assert found["facts"]["pictures"] == {"many": 80, "few": 12, "reference": 100}
+    lines = comparison.text(found).splitlines()
+    assert any(line.startswith("frechet (my_clip, n = 12 to 80) ") for line in lines)
+    assert any(line.startswith("mmd (my_clip, n = 12 to 80) ") for line in lines)
+    page = (tmp_path / "report.html").read_text()
+    assert "my_clip" in page and "many 80, few 12, reference 100" in page
+
+
+def test_a_frechet_distance_is_drawn_against_the_number_of_pictures(tmp_path):
+    columns = {"many": surveyed(40, 0), "few": surveyed(6, 1)}
+    reference = surveyed(50, 2)
+    found = compared(tmp_path, columns, reference=reference, eye="my_clip")
+    with open(tmp_path / "figures" / "frechet_by_n.csv") as file:
+        rows = list(csv.DictReader(file))
+    many = [row for row in rows if row["column"] == "many"]
+    assert [int(row["n"]) for row in many] == np.linspace(40, 80, 15).astype(int).tolist()
+    assert float(many[-1]["frechet"]) == pytest.approx(found["columns"]["many"]["frechet"]["mean"])
+    real = frechet.update(frechet.init(4), reference.f)
+    line = frechet.infinity(columns["many"].f, real, lowest=40)
+    assert found["columns"]["many"]["frechet_infinity"]["mean"] == pytest.approx(line.value)
+    wanted = [line.value + line.slope / int(row["n"]) for row in many]
+    assert [float(row["fitted"]) for row in many] == pytest.approx(wanted)
+    # Too few pictures for a line, not for the distances.
+    few = [row for row in rows if row["column"] == "few"]
+    assert [int(row["n"]) for row in few] == [*range(6, 13)] and few[0]["fitted"] == ""
+    assert "frechet_infinity" not in found["columns"]["few"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Frechet distance of n pictures, my_clip features" in page
+    # Without real pictures there is nothing to draw.
+    compared(tmp_path / "other", columns, eye="my_clip")
+    assert not (tmp_path / "other" / "figures" / "frechet_by_n.csv").exists()
+
+
+def test_a_peak_is_that_of_all_prompts(tmp_path):
+    columns = {"made": surveyed(3, 0, peak_mib=[10.0, 30.0, 30.0], seconds=[9.0, 1.0, 1.0])}
+    found = compared(tmp_path, columns, facts={"peak_memory": "process"})
+    assert found["columns"]["made"]["peak_mib"] == {"mean": 30.0}
+    assert found["columns"]["made"]["seconds"] == {"mean": 1.0}
+    assert "peak_mib (process) " in comparison.text(found)
+
+
+def said_of(asked):
+    """Of each column and prompt what only that column is measured by: no network looks."""
+    found = {}
+    for entry in columns.gather(asked, {}, None):
+        groups = [entry.source[index] for index in range(len(entry.source))]
+        found[entry.name] = [
+            {k: v for measure in entry.measures for k, v in measure(g["images"], g).items()}
+            for g in groups
+        ]
+    return found
+
+
+def test_pictures_are_held_to_the_real_ones_in_their_place(foreign):
+    place = foreign / "made" / "p1"
+    Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(place / "9.png")
+    real = str(foreign / "real")
+    asked = {"prompts": str(foreign / "prompts.jsonl"), "reference": real}
+    found = said_of(evaluate.Asked(images=(str(foreign / "made"), real), paired=True, **asked))
+    # Of the four prompts one has three pictures like the real ones: two are equal, one is black.
+    one, *rest = [row for row in found[str(foreign / "made")] if row]
+    assert not rest and 60 < one["psnr"] < 80 and 0.6 < one["ssim"] < 1
+    assert found[real] == [{"psnr": pytest.approx(100), "ssim": pytest.approx(1)}] * 4
+    assert not any(said_of(evaluate.Asked(images=(real,), **asked))[real])
+
+
+def add(foreign, **more):
+    """The prompts with something more said of the first."""
+    place = foreign / "prompts.jsonl"
+    first, *rest = place.read_text().splitlines()
+    place.write_text("\n".join([json.dumps({**json.loads(first), **more}), *rest]))
+    return str(place)
+
+
+def test_texts_that_somebody_read_in_pictures(foreign, monkeypatch):
+    asked = {"images": (str(foreign / "made"),), "prompts": add(foreign, text="SALE")}
+    told = foreign / "read.csv"
+    told.write_text("picture,text\np0/0.png,SALE\np0/1.png,SAL\np2/0.png,not asked for\n")
+    (rows,) = said_of(evaluate.Asked(read=str(told), **asked)).values()
+    first = {"text_accuracy": 7 / 8, "text_hit_rate": 7 / 8, "text_availability": 0.5}
+    assert rows == [first, {}, {}, {}]
+    # Lines of JSON, paths from where the command is given, nothing read in one.
+    monkeypatch.chdir(foreign)
+    lines = [
+        {"file_name": f"made/p0/{n}.png", "text": said} for n, said in ((0, "SALE"), (1, None))
+    ]
+    told = foreign / "read.jsonl"
+    told.write_text("\n".join(map(json.dumps, lines)))
+    (rows,) = said_of(evaluate.Asked(read=str(told), **asked)).values()
+    assert rows[0] == {"text_accuracy": 0.5, "text_hit_rate": 0.5, "text_availability": 0.5}
+    # Names inside a folder do not say which of two folders.
+    told.write_text(json.dumps({"picture": "p0/0.png", "text": "SALE"}))
+    for images, message in (
+        (("made",), "nothing of p0/1.png in made"),
+        (("made", "real"), "nothing of p0/0.png in made"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            said_of(evaluate.Asked(**{**asked, "images": images}, read=str(told)))
+    add(foreign, text="")
+    with pytest.raises(ValueError, match=r'no prompt of the pictures in .* has a "text"'):
+        said_of(evaluate.Asked(read=str(told), **asked))
+
+
+EYES = """
+import numpy as np
+
+def look(images, questions):
+    return np.outer(np.arange(len(images)) % 2, ["1" in said for said in questions])
+
+def blind(images, questions):
+    return [0.5]
+"""
+
+
+def test_a_users_own_answers(foreign, monkeypatch):
+    (foreign / "some_eyes.py").write_text(EYES)
+    monkeypatch.syspath_prepend(foreign)
+    asked = {"images": (str(foreign / "made"),), "prompts": add(foreign, questions=["1?", "2?"])}
+    (rows,) = said_of(evaluate.Asked(answers="some_eyes:look", **asked)).values()
+    assert rows == [{"questions_yes": 0.25}, {}, {}, {}]
+    with pytest.raises(ValueError, match=r"^some_eyes:blind returned shape \(1,\)"):
+        said_of(evaluate.Asked(answers="some_eyes:blind", **asked))
+    with pytest.raises(ValueError, match="--answers=some_ears:hear: no such MODULE:FUNCTION"):
+        said_of(evaluate.Asked(answers="some_ears:hear", **asked))
+    add(foreign, questions=[])
+    with pytest.raises(ValueError, match=r"--answers=.*no prompt of .*made has questions"):
+        said_of(evaluate.Asked(answers="some_eyes:look", **asked))
+
+
+def test_other_prompts_of_the_same_number_are_another_measurement(foreign):
+    def measure():
+        asked = {"images": (str(foreign / "made"),), "prompts": str(foreign / "prompts.jsonl")}
+        (entry,) = columns.gather(evaluate.Asked(**asked), {}, None)
+        Survey(folder=foreign / "out", eye=None, facts=entry.facts).run(entry.source)
+
+    measure()
+    measure()
+    add(foreign, prompt="something else")
+    with pytest.raises(ValueError, match=r"another measurement .asked differ"):
+        measure()
+
+
+def test_everything_asked_of_a_folder_stands_in_its_table(foreign, monkeypatch):
+    (foreign / "more_eyes.py").write_text(EYES)
+    monkeypatch.syspath_prepend(foreign)
+    prompts = add(foreign, questions=["1?"], text="A")
+    told = foreign / "read.csv"
+    told.write_text("picture,text\n" + "".join(f"p0/{n}.png,A\n" for n in range(3)))
+    real = str(foreign / "real")
+    asked = evaluate.Asked(
+        images=(real,), prompts=prompts, reference=real, paired=True, answers="more_eyes:look",
+        read=str(told), top_percent=60.0,
+    )  # fmt: skip
+    found = evaluate.pictures(asked, foreign / "out")
+    (table,) = found["columns"].values()
+    assert table["psnr"]["mean"] == pytest.approx(100)
+    assert table["questions_yes"]["mean"] == pytest.approx(1 / 3)
+    assert table["text_accuracy"]["mean"] == 1
+    text = comparison.text(found)
+    assert "top_cosine (60 %) " in text and "frechet (scenes_clip, n = 12) " in text
+    with pytest.raises(ValueError, match=r"another measurement .*top_percent"):
+        evaluate.pictures(dataclasses.replace(asked, top_percent=20.0), foreign / "out")
+
+
+def test_held_out_prompts_are_written_for_others_to_draw(tmp_path):
+    place = tmp_path / "held_out.jsonl"
+    evaluate.write_prompts(str(place), "6", 2, 3)
+    true = held_out(6, 2, seed=3)
+    said = [{"caption": p.text, "key": p.key, **p.extra} for p in prompt_sets.read(place)]
+    assert said == true.asked()
+    # Somebody else's pictures, twice as large: right ones of all prompts but the first.
+    for index, group in enumerate(true):
+        folder = tmp_path / "drawn" / group["key"]
+        folder.mkdir(parents=True)
+        for number, image in enumerate(group["images"] if index else true[1]["images"]):
+            Image.fromarray(image).resize((128, 128)).save(folder / f"{number}.png")
+    asked = evaluate.Asked(images=(str(tmp_path / "drawn"),), prompts=str(place))
+    for eye in (None, columns.Eye(name="", clip=Large(), params={}, encode=str)):
+        (entry,) = columns.gather(asked, {}, eye)
+        groups = [entry.source[index] for index in range(6)]
+        right = [columns.scenes_of(group["images"], group)["all"] for group in groups]
+        assert groups[0]["images"].shape[1] == (64 if eye is None else 128)
+        assert right == [0, 1, 1, 1, 1, 1]
+    for number, message in (("x.jsonl", "not 'x.jsonl'"), ("0", "not '0'"), ("6", "is there")):
+        with pytest.raises(ValueError, match=message):
+            evaluate.write_prompts(str(place), number, 2, 3)
+
+
+class Large:
+    """Only the size of a CLIP that sees larger pictures."""
+
+    size = 128
+
+
+def test_what_another_benchmark_calls_spec_is_not_for_the_oracle():
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    for spec in ({"count": 1}, "not JSON", '{"groups": []}', "[]"):
+        assert columns.scenes_of(images, {"spec": spec}) == {}

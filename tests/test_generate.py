@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -255,6 +256,81 @@ def test_every_method_can_be_built(folder, method):
     differs = {name for name in fields if getattr(made, name) != getattr(plain, name)}
     assert differs == set(changes) - {"selection", "pruning", "pruned_from"}
     assert (changes.keys() - base.menu().sample.keys()) == set()
+
+
+def test_any_field_of_the_recipes_sample_can_be_changed(folder):
+    words = ["solver.name=heun", "guidance.name=composed", "guidance.composed.interval=(0, 0.8)"]
+    told = trained.load(folder, (), sample=words).config.sample
+    assert told.solver.name == "heun" and tuple(told.guidance.composed.interval) == (0, 0.8)
+    plain = trained.load(folder, ()).config.sample
+    # Another form of guidance is as strong as the one before.
+    assert told.guidance.composed.scale == plain.guidance.classifier_free.scale
+    for word, said in {
+        "solvr.name=heun": "do you mean solver",
+        "solver=heun": "name one of them",
+        "solver.ddim.eta=much": "a value like 0.0",
+        "steps": "field=value",
+        "=1": "there is ",
+    }.items():
+        with pytest.raises(ValueError, match=f"^--sample={re.escape(word)}: .*{said}"):
+            trained.load(folder, (), sample=[word])
+
+
+# All that acts on the noise and on the way, with one choice among candidates: few programs.
+TOGETHER = [
+    "orthogonal+particle+cads+free_start+max_min",
+    "repelled+svgd+max_min",
+    "low_frequency+diverse_flow+interval+perturbed_attention+max_min",
+    "slerp+skip_layer+max_min",
+]
+SLOWLY = ["antithetic+particle_clip+late_pruning", "descent+svgd+pruning"]
+
+
+@pytest.mark.parametrize(
+    "method", [*TOGETHER, *(pytest.param(method, marks=pytest.mark.slow) for method in SLOWLY)]
+)
+def test_every_method_acts_together_with_a_choice_among_candidates(folder, method):
+    model = trained.load(folder, ("llm", "clip"))
+    draw = diverse.DiverseSampler(model=model, num=3, method=method, steps=2)
+    assert draw.total == 12
+    found = draw(["a red star"])
+    assert found.images.shape == (1, 3, 64, 64, 3)
+    assert len(set(found.kept[0])) == 3 and found.kept.max() < 12
+    assert all(np.isfinite(list(row.values())).all() for row in found.table)
+
+
+def test_no_method_is_left_out_of_those_tried_together():
+    tried = {name for method in TOGETHER + SLOWLY for name in method.split("+")}
+    choosing = {name for name in diverse.METHODS if diverse.chooses(name)}
+    assert tried - choosing == set(diverse.METHODS) - choosing - {"independent"}
+
+
+def test_descent_and_repulsion_look_through_a_view_each(folder):
+    model = trained.load(folder, ())
+
+    def made(method):
+        return build.sampler(model.as_asked(None, None, diverse.overlay(method)), model.shape)
+
+    for method, sees in (("descent+particle", False), ("descent+particle_clip", True)):
+        sampler = made(method)
+        assert type(sampler.descent.feature).__name__ == "ClipFeature"
+        assert (sampler.view is not None) == sees
+    assert made("descent+svgd").view is None
+    # A recipe stored before descent had a view of its own has one for both.
+    older = model.as_asked(None, None, {"descent": {"name": "cosine"}, "view": {"name": "latent"}})
+    del older.sample.descent.cosine["view"]
+    sampler = build.sampler(older, model.shape)
+    assert sampler.view is not None and sampler.descent.feature == sampler.view
+
+
+def test_what_a_model_cannot_be_drawn_with_is_refused_before_anything_is_written(folder):
+    model = trained.load(folder, ("llm", "clip"))
+    config = model.as_asked(None, None, {})
+    config.objective.flow_matching.trajectory.name = "cosine"
+    curved = dataclasses.replace(model, config=config)
+    with pytest.raises(ValueError, match=r"Svgd .* sample\.repulsion\.name=none") as error:
+        diverse.DiverseSampler(model=curved, method="svgd")
+    assert "\n" not in str(error.value)
 
 
 def test_methods_that_set_different_knobs_of_one_part_act_together():

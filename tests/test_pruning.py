@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from cosdiff_jax import pruning
+from cosdiff_jax.diversity.repulsion import ParticleGuidance
 from cosdiff_jax.diversity.selection import MaxMin
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.flow.guidance import ClassifierFree
 from cosdiff_jax.models.clip import CLIP
-from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.sampler import Descent, Sampler
 from cosdiff_jax.shapes import TextStream
 
 
@@ -39,6 +40,17 @@ class Backbone(nn.Module):
     def __call__(self, z, t, text):
         jax.debug.callback(lambda z: CALLS.append(len(z)), z)
         return (z - jnp.sign(z)) / t[:, None, None, None]
+
+
+class Smooth(nn.Module):
+    """x0 = tanh(z): unlike a sign it has a gradient to descend."""
+
+    attention = Reads()
+
+    @nn.compact
+    def __call__(self, z, t, text):
+        jax.debug.callback(lambda z: CALLS.append(len(z)), z)
+        return z - jnp.tanh(2 * z)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,16 +85,11 @@ def test_sizes_of_the_published_settings():
             pruning.sizes(8, 2, 4, 0.5, unpruned)
 
 
-def prune(view, *, candidates, num, steps=4, share=0.5, **options):
+def prune(view, *, candidates, num, steps=4, share=0.5, fields=None, **options):
     CALLS.clear()
-    sampler = Sampler(
-        backbone=Backbone(),
-        language_model=LanguageModel(),
-        vae=None,
-        shape=(2, 2, 1),
-        steps=steps,
-        guidance=ClassifierFree(scale=1.0),
-    )
+    made = {"backbone": Backbone(), "steps": steps, "guidance": ClassifierFree(scale=1.0)}
+    made |= fields or {}
+    sampler = Sampler(language_model=LanguageModel(), vae=None, shape=(2, 2, 1), **made)
     run = pruning.Pruning(sampler=sampler, view=view, share=share, selection=MaxMin(), **options)
     tokens = np.array([[2, 5], [2, 1]], np.int32)
     inputs = ({}, {"llm": {}}, tokens, tokens > 0, jax.random.key(3))
@@ -127,3 +134,34 @@ def test_with_exact_previews_pruning_chooses_as_if_all_were_finished():
         chosen = MaxMin()(jnp.asarray(f), jnp.asarray(f[:, 0]), 2)
         assert sorted(np.asarray(chosen).tolist()) == kept[p].tolist()
         np.testing.assert_allclose(images[p], every[p, kept[p]], atol=1e-5)
+
+
+def test_a_descent_moves_the_noise_of_all_candidates_and_is_counted():
+    descent = Descent(moves=2, rate=0.3, rollout=3)
+    fields = {"backbone": Smooth(), "descent": descent}
+    images, kept, every = prune(View(), candidates=4, num=2, steps=2, fields=fields)
+    for p in range(2):
+        np.testing.assert_allclose(images[p], every[p, kept[p]], atol=1e-5)
+    sampler = Sampler(language_model=LanguageModel(), vae=None, shape=(2, 2, 1), steps=2, **fields)
+    run = pruning.Pruning(sampler=sampler, view=View())
+    # 4 + 2 on the way down, 4 candidates' rollouts before.
+    assert run.evaluations(4, 2) == 4 + 2 + 4 * 2 * 3
+    assert sampler.evaluations == 2 + 2 * 3
+
+
+def test_no_more_rows_at_once_than_the_sampler_draws_and_chunks_change_nothing():
+    whole, kept, _ = prune(View(), candidates=8, num=4, steps=2)
+    view = View()
+    images, same, _ = prune(view, candidates=8, num=4, steps=2, fields={"rows": 3})
+    np.testing.assert_array_equal(same, kept)
+    np.testing.assert_allclose(images, whole, atol=1e-6)
+    assert max(CALLS) <= 3
+    assert [len(preview) for preview in view.seen] == [3, 3, 3] * 2
+
+
+def test_those_that_repel_are_asked_together_and_seen_in_chunks():
+    view = View()
+    fields = {"rows": 3, "repulsion": ParticleGuidance(interval=(0.0, 1.0))}
+    prune(view, candidates=4, num=2, steps=1, fields=fields)
+    assert set(CALLS) == {4}
+    assert [len(preview) for preview in view.seen] == [2, 2] * 2

@@ -13,6 +13,8 @@ from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.flow.composed import Composed
 from cosdiff_jax.flow.condition import Cads
 from cosdiff_jax.flow.guidance import ClassifierFree
+from cosdiff_jax.flow.stochastic import FlowSde
+from cosdiff_jax.flow.trajectory import Cosine
 from cosdiff_jax.flow.weaker import Autoguidance, SkipLayer
 from cosdiff_jax.sampler import Descent, Sampler
 from cosdiff_jax.shapes import TextStream
@@ -206,6 +208,21 @@ def test_descent_makes_a_group_less_alike():
     plain = draw(4, prompts=slice(0, 2))
     alike = [similarity.mean_cosine(jnp.asarray(x).reshape(2, 4, -1)) for x in (plain, moved)]
     assert (alike[1] < alike[0] - 0.05).all()
+
+
+def test_a_descent_looks_through_a_feature_of_its_own_and_its_solver_may_draw_noise():
+    fields = {"repulsion": Svgd(), "solver": FlowSde(), "prompts": slice(0, 1)}
+    apart, plain = (
+        draw(2, descent=Descent(moves=1, rate=0.3, rollout=2, feature=feature), **fields)
+        for feature in (LatentFeature(), None)
+    )
+    # Without their own mean the latents differ in other directions.
+    assert np.abs(apart - plain).max() > 1e-3
+
+
+def test_a_repulsion_is_refused_on_another_path_than_its_own():
+    with pytest.raises(ValueError, match=r"follows Cosine: set sample\.repulsion\.name=none"):
+        draw(2, repulsion=ParticleGuidance(), trajectory=Cosine())
 
 
 def test_a_field_that_sees_no_features_cannot_be_given_a_view():

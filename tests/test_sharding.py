@@ -8,10 +8,12 @@ import pytest
 from cosdiff_jax import sharding
 from cosdiff_jax.diversity import control, schedule
 from cosdiff_jax.diversity.alignment import Projection
+from cosdiff_jax.diversity.bank import Bank
 from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.models.gemma import Gemma
 from cosdiff_jax.objectives.flow_matching import FlowMatching
+from cosdiff_jax.shapes import Batch
 
 
 def test_mesh_takes_what_is_left_and_refuses_what_does_not_fit():
@@ -37,7 +39,10 @@ def test_indivisible_batch_is_an_error_that_names_the_field():
 
 
 def test_step_on_a_mesh_equals_one_device():
-    """P = 2 prompts of K = 8 over 8 devices: one prompt's samples lie on four of them."""
+    """P = 2 prompts of K = 8 over 8 devices: one prompt's samples lie on four of them.
+
+    The second step, for the bank that the first one filled is split over the mesh as well.
+    """
     llm = Gemma(vocab=16, width=16, depth=2, heads=2, kv_heads=2, head_size=8, mlp=16)
     backbone = FuseDiT(width=16, depth=2, heads=2, kv_heads=2, head_size=8, mlp=16, channels=4)
     objective = FlowMatching(
@@ -46,40 +51,48 @@ def test_step_on_a_mesh_equals_one_device():
         samples=8,
         caption_dropout=0.5,
         feature=LatentFeature(),
-        diversity=control.CosineDiversity(schedule=schedule.Constant(value=1.0)),
+        diversity=control.CosineDiversity(
+            schedule=schedule.Constant(value=1.0),
+            # Low enough for a model that knows nothing to be pushed.
+            target=control.RealPictures(margin=-0.5),
+            bank=Bank(slots=6),
+        ),
     )
     rows = {
         "tokens": np.arange(8, dtype=np.int32).reshape(2, 4),
         "mask": np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool),
         "latents": np.random.default_rng(0).normal(size=(16, 4, 4, 4)).astype(np.float32),
+        "prompt": np.array([2, 0], np.int32),
+        "distinct": np.arange(8)[None, :] < np.array([[8], [5]]),
     }
     key = jax.random.key(0)
-    one = jax.tree.map(jnp.asarray, rows)
-    from cosdiff_jax.shapes import Batch
-
-    frozen = {"llm": llm.init(key, one["tokens"], one["mask"])["params"]}
-    params = objective.init(key, Batch(**one))
+    one = Batch(**jax.tree.map(jnp.asarray, rows))
+    frozen = {"llm": jax.jit(llm.init)(key, one.tokens, one.mask)["params"]}
+    params = jax.jit(objective.init)(key, one)
     # The zero-initialised last layer would hide every gradient behind it.
-    params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(key, x.shape), params)
+    params = jax.tree.map(
+        lambda x: x + 0.02 * np.random.default_rng(1).normal(size=x.shape), params
+    )
     step = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    memory = objective.start(frozen, Batch(**one), 3)
-    (loss, (logs, _)), grads = step(params, frozen, Batch(**one), key, 0, memory)
+    memory = objective.start(frozen, one, 4)
+    (_, (_, memory)), _ = step(params, frozen, one, key, 0, memory)
+    (loss, (logs, after)), grads = step(params, frozen, one, key, 1, memory)
+    assert float(logs["diversity"]) > 0.01
     mesh = sharding.make_mesh(data=-1, fsdp=2, tensor=2)
+    whole, split = sharding.replicated(mesh), jax.sharding.NamedSharding(mesh, sharding.ROWS)
     with jax.set_mesh(mesh):
-        batch = Batch(
-            tokens=jax.device_put(rows["tokens"], sharding.replicated(mesh)),
-            mask=jax.device_put(rows["mask"], sharding.replicated(mesh)),
-            latents=jax.device_put(
-                rows["latents"], jax.sharding.NamedSharding(mesh, sharding.ROWS)
-            ),
-        )
-        (loss8, (logs8, _)), grads8 = step(
-            sharding.put(params, mesh), sharding.put(frozen, mesh), batch, key, 0, memory
+        places = {name: split if name == "latents" else whole for name in rows}
+        batch = Batch(**jax.device_put(rows, places))
+        placed = sharding.put(memory, mesh)
+        assert placed["diversity"]["bank"]["bank"].sharding.spec[0] == "data"
+        (loss8, (logs8, after8)), grads8 = step(
+            sharding.put(params, mesh), sharding.put(frozen, mesh), batch, key, 1, placed
         )
     assert float(loss) == pytest.approx(float(loss8), rel=1e-6)
     for name in logs:
         assert float(logs[name]) == pytest.approx(float(logs8[name]), rel=1e-5, abs=1e-6), name
-    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads8), strict=True):
+    alone, spread = (jax.tree.leaves(tree) for tree in ((grads, after), (grads8, after8)))
+    for a, b in zip(alone, spread, strict=True):
         scale = np.abs(a).max() + 1e-8
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=2e-5)
 

@@ -164,6 +164,17 @@ def test_another_measurement_is_not_mixed_in(eye, tmp_path):
         make(tmp_path, eye, facts={"seed": 0}).run(Pictures(number=5))
 
 
+def test_the_share_of_pairs_is_a_knob_and_a_fact(eye, tmp_path):
+    one = make(tmp_path, eye, top_percent=50.0)
+    one.run(Pictures())
+    f = one.result().f[6:10]
+    top = np.sort((f @ f.T)[np.triu_indices(4, 1)])[::-1]
+    found = one.result().rows[3]["measures"]["top_cosine"]
+    assert found == pytest.approx(top[:3].mean(), abs=1e-5)
+    with pytest.raises(ValueError, match=r"another measurement .top_percent differ"):
+        make(tmp_path, eye).run(Pictures())
+
+
 def test_without_an_eye_the_other_measures_stand(tmp_path):
     one = make(tmp_path, None)
     one.run(Pictures())

@@ -80,6 +80,7 @@ class FolderGroups:
     Attributes:
         captions: the captions of this split, sorted.
         prompts: how many captions there are.
+        varied: how many of them have two pictures that can stand in one group.
         shapes: the sizes that pictures are cut to.
         buckets: for each group the number of its size; None where all have one.
         skipped: (name, reason) of everything that was passed over, broken pictures included.
@@ -159,6 +160,7 @@ class FolderGroups:
             _Pile(numbers[caption], bucket, tuple(piles[caption, bucket]))
             for caption, bucket in sorted(piles)
         )
+        self.varied = len({pile.prompt for pile in self._piles if len(pile.pictures) > 1})
         self._kept = usable
         self._deals = [
             (deal, place)
@@ -185,7 +187,10 @@ class FolderGroups:
         return self.captions[self._piles[self._deal(index)[2]].prompt]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"caption": str, "prompt": int, "images": uint8 [K Y X 3]}``."""
+        """``{"caption": str, "prompt": int, "images": uint8 [K Y X 3], "distinct": bool [K]}``.
+
+        ``distinct`` is False where a picture repeats one before it.
+        """
         turn, deal, place = self._deal(index)
         prompt, _, pictures = self._piles[place]
         order = np.random.default_rng([self.seed, turn, place]).permutation(len(pictures))
@@ -193,7 +198,12 @@ class FolderGroups:
         wanted = np.arange(deal * self.samples, (deal + 1) * self.samples)
         chosen = np.take(order, wanted, mode="wrap")
         images = np.stack([self._image(pictures[picture]) for picture in chosen])
-        return {"caption": self.captions[prompt], "prompt": prompt, "images": images}
+        return {
+            "caption": self.captions[prompt],
+            "prompt": prompt,
+            "images": images,
+            "distinct": np.arange(self.samples) < len(pictures),
+        }
 
     def _deal(self, index: int) -> tuple[int, int, int]:
         if not 0 <= index < len(self):

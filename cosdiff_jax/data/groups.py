@@ -3,9 +3,10 @@
 A source is anything with ``__len__`` and ``__getitem__(i) -> {"caption": str, ...}``: a group is
 one caption with K pictures ("images", uint8 [K X Y C]) or K encoded pictures ("latents",
 [K h w c]); a text source has captions only. "prompt" numbers the prompts where several groups share
-one; otherwise a group's own number does. Where groups are of several shapes, ``buckets`` says of
-which each is, and every batch is of one. Grain does the rest, so that the iterator's place in the
-data is a small dictionary and a resumed run sees the batches it would have seen.
+one; otherwise a group's own number does. "distinct" (bool [K]) marks the pictures that repeat no
+other, in a source that fills short groups up. Where groups are of several shapes, ``buckets`` says
+of which each is, and every batch is of one. Grain does the rest, so that the iterator's place in
+the data is a small dictionary and a resumed run sees the batches it would have seen.
 """
 
 import dataclasses
@@ -62,6 +63,8 @@ class Encode:
             rows["images"] = to_float(group["images"])
         if "latents" in group:
             rows["latents"] = np.asarray(group["latents"], np.float32)
+        if "distinct" in group:
+            rows["distinct"] = np.asarray(group["distinct"], bool)
         return rows
 
 

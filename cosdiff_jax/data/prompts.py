@@ -29,6 +29,7 @@ from cosdiff_jax.data import files
 
 TEXT_FIELDS = ("prompt", "text", "caption")
 _GROUP_FIELDS = ("group", "category")
+_PICTURE_FIELDS = ("picture", "file_name")
 _COMPBENCH = re.compile(
     r"(color|shape|texture|(?:[23]d_|non_)?spatial|numeracy|complex)(_(train|val)(_.*)?)?"
 )
@@ -84,6 +85,57 @@ def read(path: str | pathlib.Path, form: str | None = None) -> list[Prompt]:
     if not found:
         raise ValueError(f"{path} has no prompts")
     return keyed(found)
+
+
+def write(path: str | pathlib.Path, prompts: Iterable[Prompt]) -> None:
+    """Prompts as lines of JSON, our own form, which ``read`` gives back.
+
+    Raises:
+      ValueError: there is such a file already, or it cannot be written.
+    """
+    path = pathlib.Path(path).expanduser()
+    lines = []
+    for prompt in prompts:
+        group = {"group": prompt.group} if prompt.group else {}
+        record = {"key": prompt.key, "prompt": prompt.text, **group, **prompt.extra}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.writelines(lines)
+    except FileExistsError:
+        raise ValueError(f"{path} is there already: name another file or delete it") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def texts_read(path: str | pathlib.Path) -> dict[str, str]:
+    """What some reader of text found in pictures, by their paths as the file says them.
+
+    Lines of JSON or a table (csv), each with "picture" or "file_name", and "text", which is empty
+    where nothing was found.
+
+    Raises:
+      ValueError: no such file, no line in it, a line without the two, or a picture said twice.
+    """
+    path = pathlib.Path(path).expanduser()
+    text = _load(path)
+    if text.lstrip().startswith("{"):
+        lines = ((place, record) for place, _, record in _records(path, text))
+    else:
+        lines = _table(path, text, _PICTURE_FIELDS)
+    found: dict[str, str] = {}
+    for place, record in lines:
+        name = next((record[field] for field in _PICTURE_FIELDS if field in record), None)
+        said = record.get("text", 0)
+        if not isinstance(name, str) or not name or not isinstance(said, str | None):
+            raise ValueError(f'{place} has no "picture" with the "text" that was read in it')
+        if name in found:
+            raise ValueError(f"{place} says a second time what {name} shows")
+        found[name] = said or ""
+    if not found:
+        raise ValueError(f"{path} has no lines")
+    return found
 
 
 def keyed(prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -46,9 +46,20 @@ class Target(Protocol):
     reads_real: ClassVar[bool]
 
     def __call__(
-        self, measure: Measure, real: Float[Array, "P K F"] | None, key: jax.Array | None = None
+        self,
+        measure: Measure,
+        real: Float[Array, "P K F"] | None,
+        key: jax.Array | None = None,
+        distinct: Bool[Array, "P K"] | None = None,
     ) -> Float[Array, " P"] | float:
-        """The cosine to stay below, by ``measure``: one number, or one per prompt."""
+        """The cosine to stay below, by ``measure``: one number, or one per prompt.
+
+        Args:
+          measure: how alike a group is.
+          real: features of real pictures, where they are read.
+          key: for a measure that draws.
+          distinct: marks those of the real pictures that repeat no other; None where all do.
+        """
         ...
 
 
@@ -64,7 +75,11 @@ class Fixed:
     reads_real: ClassVar[bool] = False
 
     def __call__(
-        self, measure: Measure, real: Float[Array, "P K F"] | None, key: jax.Array | None = None
+        self,
+        measure: Measure,
+        real: Float[Array, "P K F"] | None,
+        key: jax.Array | None = None,
+        distinct: Bool[Array, "P K"] | None = None,
     ) -> float:
         """The number."""
         return self.cosine
@@ -74,6 +89,9 @@ class Fixed:
 class RealPictures:
     """The cosine that the real pictures of the same prompt have: no more variety than the truth.
 
+    Pictures that only repeat others do not count. A prompt of which there are no two different
+    ones has no target, and is not asked for anything.
+
     Attributes:
       margin: added to it; negative asks for more variety than the data shows.
     """
@@ -82,7 +100,11 @@ class RealPictures:
     reads_real: ClassVar[bool] = True
 
     def __call__(
-        self, measure: Measure, real: Float[Array, "P K F"] | None, key: jax.Array | None = None
+        self,
+        measure: Measure,
+        real: Float[Array, "P K F"] | None,
+        key: jax.Array | None = None,
+        distinct: Bool[Array, "P K"] | None = None,
     ) -> Float[Array, " P"]:
         """One number per prompt.
 
@@ -91,7 +113,7 @@ class RealPictures:
         """
         if real is None:
             raise ValueError("a target measured on real pictures needs their features")
-        return measure(real, None, key) + self.margin
+        return measure(real, distinct, key) + self.margin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +151,20 @@ class CosineDiversity:
         bank = {} if self.bank is None else self.bank.start(prompts, features)
         return {"schedule": self.schedule.start(), "bank": bank}
 
+    def asked(
+        self, mask: Bool[Array, "P K"], distinct: Bool[Array, "P K"] | None = None
+    ) -> Bool[Array, " P"]:
+        """Which prompts the term is for: two samples that count, and a target to hold them to.
+
+        Args:
+          mask: marks the samples that count.
+          distinct: marks the real pictures that repeat no other; None where all do.
+        """
+        asked = _pairs(mask)
+        if self.reads_real and distinct is not None:
+            asked = asked & _pairs(distinct)
+        return asked
+
     def weight(self, step: Step, memory: Memory) -> Float[Array, ""]:
         """lambda(step)."""
         return self.schedule(step, memory["schedule"])
@@ -142,24 +178,27 @@ class CosineDiversity:
         memory: Memory,
         prompt: Int[Array, " P"] | None = None,
         key: jax.Array | None = None,
+        distinct: Bool[Array, "P K"] | None = None,
     ) -> Float[Array, " P"]:
         """The penalty of each prompt, before lambda.
 
         Args:
           f: features of its samples.
           real: features of its real pictures, where the target reads them.
-          mask: marks the samples that count; a prompt with fewer than two of them costs nothing.
+          mask: marks the samples that count.
           memory: as ``start`` or ``after`` gave it.
           prompt: number of each prompt, where there is a bank.
           key: for a measure that draws.
+          distinct: marks the real pictures that repeat no other; None where all do. A prompt that
+            is not ``asked`` costs nothing.
 
         Raises:
           ValueError: a bank, and nobody says which prompts these are.
         """
-        target, pairs = self.target(self.measure, real, key), mask.sum(axis=1) >= 2
+        target, asked = self.target(self.measure, real, key, distinct), self.asked(mask, distinct)
         if self.bank is not None:
             f, mask = self.bank.beside(memory["bank"], _known(prompt), f, mask)
-        return jnp.where(pairs, hinge(self.measure(f, mask, key), target), 0.0)
+        return jnp.where(asked, hinge(self.measure(f, mask, key), target), 0.0)
 
     def after(
         self,
@@ -167,21 +206,28 @@ class CosineDiversity:
         f: Float[Array, "P K F"],
         mask: Bool[Array, "P K"],
         cosine: Float[Array, ""],
+        step: Step,
         prompt: Int[Array, " P"] | None = None,
     ) -> Memory:
-        """What to remember after a step.
+        """What to remember after a step, or after a part of one.
 
         Args:
           memory: before it.
           f: features of its samples.
           mask: which of them count.
-          cosine: their mean cosine, over all prompts.
+          cosine: their mean cosine, over the prompts with two samples that count.
+          step: the optimizer step.
           prompt: number of each prompt, where there is a bank.
         """
-        bank = memory["bank"]
+        bank, prompts = memory["bank"], jnp.sum(_pairs(mask))
         if self.bank is not None:
             bank = self.bank.after(bank, _known(prompt), f, mask)
-        return {"schedule": self.schedule.after(memory["schedule"], cosine), "bank": bank}
+        schedule = self.schedule.after(memory["schedule"], cosine, prompts, step)
+        return {"schedule": schedule, "bank": bank}
+
+
+def _pairs(mask: Bool[Array, "P K"]) -> Bool[Array, " P"]:
+    return jnp.sum(mask, axis=1) >= 2
 
 
 def _known(prompt: jax.Array | None) -> jax.Array:

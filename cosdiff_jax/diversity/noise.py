@@ -34,8 +34,8 @@ Cost = Callable[[Array], Array]
 class Noise(Protocol):
     """A joint law of the starting points of one prompt, every one of which is N(0, I).
 
-    Each family here is a prefix: the first four of eight samples are the four drawn alone, up to
-    the rounding of float32.
+    A family is a prefix, unless it says otherwise: the first four of eight samples are the four
+    drawn alone, up to the rounding of float32.
     """
 
     def __call__(
@@ -65,25 +65,23 @@ class Independent:
 
 @dataclass(frozen=True, kw_only=True)
 class Orthogonal:
-    """x_k = |g_k| q_k, with q the Gram-Schmidt directions of independent noise g (K <= d).
+    """x_k = |g_k| q_k, with q the Gram-Schmidt directions of independent noise g.
 
     The rows q_k are orthonormal and Haar distributed, so each is uniform on the sphere. They
     depend on the directions of g alone and thus not on the lengths |g_k|, which are chi with d
     degrees of freedom: each x_k is N(0, I) (orthogonal random features, Yu et al. 2016,
-    arXiv 1610.09072, section 3; there the lengths are drawn anew).
+    arXiv 1610.09072, section 3; there the lengths are drawn anew). No more than d directions are
+    orthogonal: after each d samples another frame begins, independent of those before.
 
-    Marginal: N(0, I). Cosine: 0. Prefix: yes. x_k has cosine about sqrt(1 - k / d) with
-    sample k of ``Independent``, so for K << d the pictures are nearly the same.
+    Marginal: N(0, I). Cosine: 0 within a frame, that of independent noise across. Prefix: yes.
+    x_k has cosine about sqrt(1 - k / d) with sample k of ``Independent``, so for K << d the
+    pictures are nearly the same.
     """
 
     def __call__(
         self, key: jax.Array, number: int, shape: tuple[int, int, int]
     ) -> Float[Array, "K h w c"]:
-        """``number`` orthogonal samples.
-
-        Raises:
-          ValueError: more samples than dimensions.
-        """
+        """``number`` orthogonal samples."""
         q, length = _frame(key, number, shape)
         return (length * q).reshape(number, *shape)
 
@@ -95,19 +93,15 @@ class Antithetic:
     y is ``Orthogonal``. An odd number leaves the last sample without its partner. Models answer
     a negated start with a negatively correlated picture (Jia et al. 2025, arXiv 2506.06185).
 
-    Marginal: N(0, I). Cosine: -1 within a pair, 0 across pairs, so for even K the mean over
-    pairs is -1 / (K - 1). No K vectors have a lower mean: all pairs at -1 is for K = 2 only.
-    Prefix: yes.
+    Marginal: N(0, I). Cosine: -1 within a pair, 0 across pairs (of one frame of ``Orthogonal``,
+    which has d of them), so for even K the mean over pairs is -1 / (K - 1). No K vectors have a
+    lower mean: all pairs at -1 is for K = 2 only. Prefix: yes.
     """
 
     def __call__(
         self, key: jax.Array, number: int, shape: tuple[int, int, int]
     ) -> Float[Array, "K h w c"]:
-        """``number`` samples, partners side by side.
-
-        Raises:
-          ValueError: more pairs than dimensions.
-        """
+        """``number`` samples, partners side by side."""
         y = Orthogonal()(key, (number + 1) // 2, shape)
         return jnp.stack([y, -y], axis=1).reshape(-1, *shape)[:number]
 
@@ -121,14 +115,19 @@ class Repelled:
     and the chi length makes it N(0, I). Every L with this product gives the same joint law; the
     triangular one (Cholesky) makes sample k the same whatever K is.
 
-    Marginal: N(0, I). Cosine: c. Prefix: yes. c = -1 / (K - 1) is the simplex, the farthest K
-    vectors can be apart: for K = 8 no more than -0.14. A positive c draws samples together.
+    Marginal: N(0, I). Cosine: c. c = -1 / (K - 1) is the simplex, the farthest K vectors can be
+    apart: for K = 8 no more than -0.14. Where K is too large for c it is taken instead; -1 asks
+    for it at every K. Prefix: yes where K allows c. A positive c draws samples together.
 
     Attributes:
-      cosine: c, in [-1 / (K - 1), 1).
+      cosine: c, in [-1, 1).
     """
 
     cosine: float
+
+    def __post_init__(self):
+        if not -1 <= self.cosine < 1:
+            raise ValueError(f"noise.repelled.cosine must be in [-1, 1), not {self.cosine}")
 
     def __call__(
         self, key: jax.Array, number: int, shape: tuple[int, int, int]
@@ -136,16 +135,17 @@ class Repelled:
         """``number`` samples at equal angles.
 
         Raises:
-          ValueError: a cosine that ``number`` vectors cannot have, or more samples than
-            dimensions.
+          ValueError: more samples than dimensions.
         """
-        lowest = -1 / max(number - 1, 1)
-        if not lowest <= self.cosine < 1:
+        d = int(np.prod(shape))
+        if number > d:
             raise ValueError(
-                f"the cosine of {number} samples must be in [{lowest:.4g}, 1), not {self.cosine}"
+                f"{number} samples cannot be at equal angles in {d} dimensions: draw at most {d}, "
+                "or set sample.noise.name=orthogonal"
             )
         q, length = _frame(key, number, shape)
-        mixing = jnp.asarray(_equicorrelated(number, self.cosine), jnp.float32)
+        cosine = max(self.cosine, -1 / max(number - 1, 1))
+        mixing = jnp.asarray(_equicorrelated(number, cosine), jnp.float32)
         directions = jnp.einsum("kj,jd->kd", mixing, q, precision=_EXACT)
         return (length * directions).reshape(number, *shape)
 
@@ -195,6 +195,42 @@ class LowFrequency:
         z = Independent()(above, number, shape).at[:, u, v].set(low[:, :, 0])
         z = jnp.einsum("uy,kuvc->kyvc", _dct(h), z, precision=_EXACT)
         return jnp.einsum("vx,kyvc->kyxc", _dct(w), z, precision=_EXACT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slerp:
+    """Places on the arc from one sample of ``Independent`` to another: a walk between pictures.
+
+        x_k = slerp(a, b, reach k / (K - 1)),  a sample 0, b sample ``towards``
+
+    Neighbours are alike, the more so the more there are: this shows what lies between two
+    pictures, and keeps none apart.
+
+    Marginal: N(0, I) at a and b; between them only nearly, the direction uniform and the length a
+    little narrower than chi (``slerp``). Cosine: cos(reach w / (K - 1)) of neighbours, w the angle
+    from a to b, a right one but for about 1 / sqrt(d). Prefix: no, K decides all places but a.
+
+    Attributes:
+      towards: the number of the sample at the other end, from 1 on.
+      reach: share of the way to it that the last sample has gone, in (0, 1].
+    """
+
+    towards: int = 1
+    reach: float = 1.0
+
+    def __post_init__(self):
+        if self.towards < 1 or not 0 < self.reach <= 1:
+            raise ValueError(
+                "noise.slerp needs towards from 1 on and reach in (0, 1], not "
+                f"{self.towards} and {self.reach}"
+            )
+
+    def __call__(
+        self, key: jax.Array, number: int, shape: tuple[int, int, int]
+    ) -> Float[Array, "K h w c"]:
+        """``number`` places, a first; one sample is a."""
+        a, b = (jax.random.normal(jax.random.fold_in(key, k), shape) for k in (0, self.towards))
+        return jax.vmap(lambda s: slerp(a, b, s))(jnp.linspace(0.0, self.reach, number))
 
 
 def slerp(
@@ -294,14 +330,15 @@ def optimise(
 def _frame(
     key: jax.Array, number: int, shape: tuple[int, int, int]
 ) -> tuple[Float[Array, "K d"], Float[Array, "K 1"]]:
-    """Independent noise as orthonormal rows, in Gram-Schmidt order, and its lengths."""
-    g = Independent()(key, number, shape).reshape(number, -1)
-    if number > g.shape[1]:
-        raise ValueError(f"{number} samples cannot be orthogonal in {g.shape[1]} dimensions")
-    q, r = jnp.linalg.qr(g.T)
+    """Independent noise as orthonormal rows, d in a frame, in Gram-Schmidt order; its lengths."""
+    d = int(np.prod(shape))
+    frames = -(-number // d)
+    g = Independent()(key, number if frames == 1 else frames * d, shape).reshape(frames, -1, d)
+    q, r = jnp.linalg.qr(jnp.swapaxes(g, 1, 2))
     # QR leaves the signs to the library; Gram-Schmidt, and with it the Haar law, has r_kk > 0.
-    q = (q * jnp.sign(jnp.diagonal(r)).reshape(1, -1)).T
-    return q, jnp.linalg.norm(g, axis=1, keepdims=True)
+    signs = jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))
+    q = (jnp.swapaxes(q, 1, 2) * signs[..., None]).reshape(-1, d)
+    return q[:number], jnp.linalg.norm(g.reshape(-1, d), axis=1, keepdims=True)[:number]
 
 
 def _equicorrelated(number: int, c: float) -> np.ndarray:

@@ -26,8 +26,17 @@ class Schedule(Protocol):
         """The weight at ``step``, counted in optimizer steps from 0."""
         ...
 
-    def after(self, memory: Any, cosine: Float[Array, ""]) -> Any:
-        """What to remember after a step in which the samples' mean cosine was ``cosine``."""
+    def after(
+        self, memory: Any, cosine: Float[Array, ""], prompts: Int[Array, ""] | int, step: Step
+    ) -> Any:
+        """What to remember after a step, or after a part of one.
+
+        Args:
+          memory: before it.
+          cosine: the mean of the prompts' cosines.
+          prompts: over how many; with 0 there was nothing to measure.
+          step: the optimizer step; a batch worked through in parts comes with the same one.
+        """
         ...
 
 
@@ -38,7 +47,9 @@ class _ByStep:
         """Nothing."""
         return ()
 
-    def after(self, memory: Any, cosine: Float[Array, ""]) -> Any:
+    def after(
+        self, memory: Any, cosine: Float[Array, ""], prompts: Int[Array, ""] | int, step: Step
+    ) -> Any:
         """Nothing still."""
         return memory
 
@@ -108,9 +119,10 @@ class Controller:
 
         lambda_{n+1} = clip(lambda_n + gain (cosine_n - wanted), 0, largest)
 
-    The clip is the anti-windup: a cosine that stays out of reach does not pile up weight that
-    would have to be worked off later. Once the cosine is below the one wanted the weight falls,
-    and at 0 the term is off.
+    cosine_n is the mean over the prompts of optimizer step n that have one, in however many parts
+    its batch came; where none has, the weight stays. The clip is the anti-windup: a cosine that
+    stays out of reach does not pile up weight that would have to be worked off later. Once the
+    cosine is below the one wanted the weight falls, and at 0 the term is off.
 
     Attributes:
       wanted: mean cosine to hold.
@@ -131,18 +143,35 @@ class Controller:
             )
 
     def start(self) -> dict[str, jax.Array]:
-        """Weight 0 and no step seen."""
-        return {"weight": jnp.zeros(()), "step": jnp.zeros((), jnp.int32)}
+        """Weight 0 and nothing seen.
+
+        Beside the ``weight`` of the newest ``step`` stand the sum of that step's cosines so far
+        and their ``count``.
+        """
+        zero = jnp.zeros(())
+        return {"weight": zero, "step": jnp.zeros((), jnp.int32), "cosines": zero, "count": zero}
 
     def __call__(self, step: Step, memory: Any = ()) -> Float[Array, ""]:
-        """The weight that was found so far."""
-        return memory["weight"]
+        """The weight that was found in the steps before."""
+        # Only when the next step asks are all parts of the last one in.
+        acts = (memory["step"] < step) & (memory["step"] >= self.warmup) & (memory["count"] > 0)
+        mean = memory["cosines"] / jnp.maximum(memory["count"], 1.0)
+        error = jnp.where(acts, mean - self.wanted, 0.0)
+        return jnp.clip(memory["weight"] + self.gain * error, 0.0, self.largest)
 
-    def after(self, memory: Any, cosine: Float[Array, ""]) -> dict[str, jax.Array]:
-        """One step of the integral."""
-        error = jnp.where(memory["step"] >= self.warmup, cosine - self.wanted, 0.0)
-        weight = jnp.clip(memory["weight"] + self.gain * error, 0.0, self.largest)
-        return {"weight": jax.lax.stop_gradient(weight), "step": memory["step"] + 1}
+    def after(
+        self, memory: Any, cosine: Float[Array, ""], prompts: Int[Array, ""] | int, step: Step
+    ) -> dict[str, jax.Array]:
+        """The sums with these cosines in them, begun anew where the step is a new one."""
+        held = jnp.where(memory["step"] < step, 0.0, 1.0)
+        number = jnp.asarray(prompts, jnp.float32)
+        found = {
+            "weight": self(step, memory),
+            "step": jnp.asarray(step, jnp.int32),
+            "cosines": held * memory["cosines"] + number * cosine,
+            "count": held * memory["count"] + number,
+        }
+        return jax.lax.stop_gradient(found)
 
 
 def _progress(step: Step, warmup: int, ramp: int) -> jax.Array:

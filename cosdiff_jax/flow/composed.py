@@ -54,8 +54,8 @@ class Composed:
       interval: guide only while lo <= t <= hi, elsewhere s = 1.
       start: whether t = 1 is guided too.
       optimal: CFG-zero*'s factor k on v_empty.
-      zero_start: CFG-zero*'s other half: no velocity at t = 1, so that a solver's first step stands
-        still. Not where s = 1.
+      zero_start: CFG-zero*'s other half: no velocity at t = 1. Euler's first step then stands
+        still; rules that ask at later times too (Heun) move by those. Not where s = 1.
       parallel: eta, what is kept of the difference along x0_text; 1 is all of it.
       momentum: beta of APG; the paper takes negative ones. 0 is none. Otherwise the velocity is a
         ``Remembering`` one.
@@ -111,7 +111,7 @@ class Composed:
                 strength = _strength(each.scale, each.interval, t)
                 v = v + along_rows(strength, v) * (v_text - weak(z, t, text))
             if self.rescale:
-                share = _std(v_text) / jnp.maximum(_std(v), jnp.finfo(v.dtype).tiny)
+                share = _ratio(_std(v_text), _std(v), 1.0)
                 v = self.rescale * share * v + (1 - self.rescale) * v
             if self.zero_start and contrasted:
                 v = jnp.where(along_rows(t, v) >= 1, 0, v)
@@ -147,12 +147,13 @@ class Composed:
             remembered = -c * d + self.momentum * remembered
             d = jnp.where(c > 0, -remembered / jnp.where(c > 0, c, 1), d)
         if self.radius:
-            length = c * jnp.sqrt(_dot(d, d))
-            d = jnp.minimum(1, self.radius / jnp.maximum(length, jnp.finfo(d.dtype).tiny)) * d
+            length = c * _root(_dot(d, d))
+            far = length > self.radius
+            d = jnp.where(far, self.radius / jnp.where(far, length, 1), 1) * d
         if self.parallel != 1:
             x0 = self.trajectory.clean(z, v_text, t)
-            square = jnp.maximum(_dot(x0, x0), jnp.finfo(d.dtype).tiny)
-            d = d - (1 - self.parallel) * _dot(d, x0) / square * x0
+            along = _ratio((1 - self.parallel) * _dot(d, x0), _dot(x0, x0), 0.0)
+            d = d - along * x0
         return d, remembered
 
 
@@ -160,8 +161,7 @@ def optimal_scale(
     v_text: Float[Array, "B *x"], v_empty: Float[Array, "B *x"]
 ) -> Float[Array, "B *ones"]:
     """CFG-zero*'s k = <v_text, v_empty> / |v_empty|^2 of each row: argmin |v_text - k v_empty|."""
-    square = jnp.maximum(_dot(v_empty, v_empty), jnp.finfo(v_empty.dtype).tiny)
-    return _dot(v_text, v_empty) / square
+    return _ratio(_dot(v_text, v_empty), _dot(v_empty, v_empty), 0.0)
 
 
 def late(
@@ -171,7 +171,7 @@ def late(
 
     Its intervals, those of weaker fields included, are cut half-way between the last time without
     and the first time with guidance. Rules that look ahead within a step (Heun) are guided there
-    by the time they look at.
+    by the time they look at. t = 1 is among what is left alone, so there is no ``zero_start``.
 
     Args:
       guidance: to be cut.
@@ -194,7 +194,8 @@ def late(
         return dataclasses.replace(guidance, interval=cut(guidance.interval))
     each: tuple[Any, ...] = guidance.weaker
     weaker = tuple(dataclasses.replace(w, interval=cut(w.interval)) for w in each)
-    return dataclasses.replace(guidance, interval=cut(guidance.interval), weaker=weaker)
+    changes: dict[str, Any] = {"interval": cut(guidance.interval), "weaker": weaker}
+    return dataclasses.replace(guidance, zero_start=False, **changes)
 
 
 def _strength(
@@ -210,4 +211,14 @@ def _dot(x: Array, y: Array) -> Array:
 
 
 def _std(x: Array) -> Array:
-    return jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+    return _root(jnp.var(x, axis=tuple(range(1, x.ndim)), keepdims=True))
+
+
+def _root(x: Array) -> Array:
+    # The slope of a root is infinite at 0, and a network that is not trained yet says 0.
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def _ratio(x: Any, y: Array, otherwise: float) -> Array:
+    """x / y, or ``otherwise`` where y = 0, with a gradient that is finite there too."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), otherwise)

@@ -6,6 +6,7 @@ way. Annealing hides it in noise at first and uncovers it while t falls.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from cosdiff_jax import text_stream
 from cosdiff_jax.flow.guidance import Backbone, Guidance
-from cosdiff_jax.flow.solver import Velocity
+from cosdiff_jax.flow.solver import Remembering, Velocity
 from cosdiff_jax.rng import named
 from cosdiff_jax.shapes import TextStream
 
@@ -123,11 +124,17 @@ class Annealed:
     def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
         """The guided field; arguments and errors as for the guidance's own call."""
 
-        def velocity(z: Array, t: Array) -> Array:
+        def field(z: Array, t: Array) -> Any:
             each = text_stream.repeat(text, z.shape[0] // text.mask.shape[0])
-            return self.guidance(backbone, self.condition(each, t, self.keys), empty)(z, t)
+            return self.guidance(backbone, self.condition(each, t, self.keys), empty)
 
-        return velocity
+        clear = self.guidance(backbone, text, empty)
+        if isinstance(clear, Remembering):
+            # A field is made for each time; what it remembers goes to that of the next.
+            return Remembering(
+                start=clear.start, ask=lambda z, t, remembered: field(z, t).ask(z, t, remembered)
+            )
+        return lambda z, t: field(z, t)(z, t)
 
 
 def _mean(y: Array) -> Array:

@@ -53,8 +53,8 @@ class Shifted:
     double: bool = False
 
     def __post_init__(self):
-        if self.alpha <= 0:
-            raise ValueError(f"grid.shifted.alpha must be above 0, not {self.alpha}")
+        if not self.alpha > 0:
+            raise ValueError(f"sample.grid.shifted.alpha must be above 0, not {self.alpha}")
 
     def __call__(self, steps: int) -> Float[np.ndarray, " points"]:
         """``steps`` + 1 times from 1 to 0."""

@@ -28,8 +28,8 @@ Between = Callable[[Array, Array, Array], Array]
 class Remembering:
     """A velocity whose answer depends on what it was asked before, as guidance with momentum does.
 
-    ``walk`` hands what is remembered from call to call. Nothing else can, so that whatever wraps
-    a field (repulsion, a rollout's checkpoints) refuses this one.
+    ``walk`` hands what is remembered from call to call. Nothing else does, so that what calls a
+    field itself (repulsion, pruning) or wraps it (a rollout's checkpoints) refuses this one.
 
     Attributes:
       start: z -> what is remembered before the first call.
@@ -43,7 +43,7 @@ class Remembering:
         """Raises: there is nothing to remember by."""
         raise ValueError(
             "guidance with momentum needs a solver that asks it directly: set its momentum to 0 "
-            "beside repulsion, annealed captions, descent, pruning or a rollout"
+            "beside repulsion, descent, pruning or a rollout"
         )
 
 

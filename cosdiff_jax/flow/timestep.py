@@ -5,6 +5,7 @@ Drawing t from pi is the same as uniform times with the loss weighted by pi(t)
 function, from which ``Stratified`` draws more evenly; ``Shifted`` moves one to higher noise.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -86,7 +87,7 @@ class LogitNormal:
 
     def quantile(self, u: Float[Array, " B"]) -> Float[Array, " B"]:
         """sigmoid(mean + std Phi^-1(u))."""
-        return jax.nn.sigmoid(self.mean + self.std * ndtri(u))
+        return jax.nn.sigmoid(self.mean + self.std * _normal(u)).astype(u.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +198,14 @@ class LogNormalSigma:
         a, b = jnp.where(inside, a, 1.0), jnp.where(inside, b, 1.0)
         below, above = self._reached()
         normal = jax.scipy.stats.norm.pdf(jnp.log(b / a), self.mean, self.std) / (above - below)
-        return jnp.where(inside, normal * (a * db - da * b) / (a * b), 0.0)
+        density = jnp.where(inside, normal * (a * db - da * b) / (a * b), 0.0)
+        return density.astype(t.dtype)
 
     def quantile(self, u: Float[Array, " B"]) -> Float[Array, " B"]:
         """The t where ln sigma = mean + std Phi^-1(u)."""
         below, above = self._reached()
-        log_sigma = self.mean + self.std * ndtri(below + u * (above - below))
-        return self.trajectory.time(-2 * log_sigma)
+        log_sigma = self.mean + self.std * _normal(below + u * (above - below))
+        return self.trajectory.time(-2 * log_sigma).astype(u.dtype)
 
     def _reached(self) -> tuple[Array, Array]:
         """How much of the normal lies below the path's least noise, and below its most."""
@@ -261,7 +263,10 @@ class Shifted:
     double: bool = False
 
     def __post_init__(self):
-        _check(self.alpha)
+        if not self.alpha > 0:
+            raise ValueError(
+                f"objective.flow_matching.shift.alpha must be above 0, not {self.alpha}"
+            )
 
     def __call__(self, key: jax.Array, batch: int) -> Float[Array, " B"]:
         """``batch`` times."""
@@ -298,7 +303,8 @@ def shift(t: Any, alpha: float, *, double: bool = False) -> Any:
     Raises:
       ValueError: alpha is not above 0.
     """
-    _check(alpha)
+    if not alpha > 0:
+        raise ValueError(f"times are shifted by an alpha above 0, not {alpha}")
     if double:
         lowest = _lowest(alpha)
         t = lowest + (1 - lowest) * t
@@ -317,10 +323,32 @@ def resolution_shift(pixels: int, reference: int) -> float:
     return math.sqrt(pixels / reference)
 
 
+def resized(shifted: Any, reference: int, shape: tuple[int, ...]) -> Any:
+    """A shift whose ``alpha`` is for squares of one side, at another size: times the root above.
+
+    Args:
+      shifted: ``Shifted`` times, or a ``grid.Shifted``.
+      reference: side of the latents that its alpha is for; 0 leaves it as it is.
+      shape: (h, w, ...) of the latents at hand; not read where ``reference`` is 0.
+
+    Raises:
+      ValueError: a side below 0.
+    """
+    if reference < 0:
+        raise ValueError(
+            "objective.flow_matching.shift.reference and sample.grid.shifted.reference are sides "
+            f"of latents, or 0, not {reference}"
+        )
+    if reference == 0:
+        return shifted
+    factor = resolution_shift(shape[0] * shape[1], reference**2)
+    return dataclasses.replace(shifted, alpha=shifted.alpha * factor)
+
+
+def _normal(u: Array) -> Array:
+    """Phi^-1(u), at least in float32: there is no narrower one."""
+    return ndtri(u.astype(jnp.promote_types(u.dtype, jnp.float32)))
+
+
 def _lowest(alpha: float) -> float:
     return float(shift(np.float64(1e-3), alpha))
-
-
-def _check(alpha: float) -> None:
-    if alpha <= 0:
-        raise ValueError(f"times are shifted by an alpha above 0, not {alpha}")

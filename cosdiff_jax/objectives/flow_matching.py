@@ -39,6 +39,9 @@ from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params, TextStream
 
+# What the anchor holds to -> its key in Frozen.
+_ANCHORS = {"start": "anchor", "average": "average"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowMatching:
@@ -46,7 +49,8 @@ class FlowMatching:
 
     ``frozen`` holds "llm", "vae" (if ``vae`` is set and the batch has no latents, or a feature
     decodes), "clip" (if ``clip`` or ``feature`` reads it), "latent_clip" or "vgg" (if ``feature``
-    does) and "anchor" (if ``anchor`` is above 0 or the feature is a backbone's hidden state).
+    does), "anchor" (if ``anchor`` is above 0 and holds to the start, or the feature is a backbone's
+    hidden state) and "average" (if ``anchor`` is above 0 and holds to the moving average).
 
     Attributes:
       backbone: (z_t, t, TextStream) -> output, the only trained network.
@@ -66,6 +70,7 @@ class FlowMatching:
       alignment: mu(step) and what it weighs; None switches the term off.
       clip: reads pictures and captions, for alignment without a projection.
       anchor: nu.
+      anchor_to: "start", the weights that the run began with, or "average", their moving average.
     """
 
     backbone: nn.Module
@@ -84,6 +89,7 @@ class FlowMatching:
     alignment: Alignment | None = None
     clip: CLIP | None = None
     anchor: float = 0.0
+    anchor_to: str = "start"
 
     def __post_init__(self):
         if self.samples < 1:
@@ -95,6 +101,8 @@ class FlowMatching:
             )
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout must lie in [0, 1], not {self.caption_dropout}")
+        if self.anchor_to not in _ANCHORS:
+            raise ValueError(f"anchor_to is {self.anchor_to!r}; choose {' or '.join(_ANCHORS)}")
         if self.diversity is not None and self.feature is None:
             raise ValueError("diversity is measured on a feature: feature is missing")
         if self._projects and self.feature is None:
@@ -217,7 +225,8 @@ class FlowMatching:
             loss, logs = loss + extra, logs | terms
 
         if self.anchor:
-            v_anchor = jax.lax.stop_gradient(self._velocity(frozen["anchor"], z_t, t, text))
+            held = frozen[_ANCHORS[self.anchor_to]]
+            v_anchor = jax.lax.stop_gradient(self._velocity(held, z_t, t, text))
             logs["anchor"] = jnp.mean(_row_mean((v_hat - v_anchor) ** 2))
             loss = loss + self.anchor * logs["anchor"]
         return loss, ({"loss": loss, **logs}, memory)
@@ -248,19 +257,26 @@ class FlowMatching:
                 real = jax.lax.stop_gradient(view(self.feature, x0))
 
         if self.diversity is not None:
-            held = memory["diversity"]
+            held, distinct, shown = memory["diversity"], batch.distinct, counts
+            if distinct is not None and self.prediction.drops:
+                # One picture under two noises has one clean image: to say so is no lack of variety.
+                shown = counts & distinct
             if real is not None:
-                logs["real_cosine"] = jnp.mean(similarity.mean_cosine(real))
+                cosine = similarity.mean_cosine(real, distinct)
+                varied = None if distinct is None else distinct.sum(axis=1) >= 2
+                logs["real_cosine"] = _mean_where(cosine, varied)
             # Prompts with a single sample that counts have no pair, hence no cosine.
-            pairs = counts.sum(axis=1) >= 2
-            logs["mean_cosine"] = _mean_where(similarity.mean_cosine(f, counts), pairs)
-            top = similarity.top_cosine(f, self.top_percent, counts)
+            pairs = shown.sum(axis=1) >= 2
+            logs["mean_cosine"] = _mean_where(similarity.mean_cosine(f, shown), pairs)
+            top = similarity.top_cosine(f, self.top_percent, shown)
             logs["top_cosine"] = _mean_where(top, pairs)
             logs["lambda"] = self.diversity.weight(step, held)
-            excess = self.diversity(f, real, counts, memory=held, prompt=batch.prompt, key=key)
-            logs["diversity"] = _mean_where(excess, pairs)
+            excess = self.diversity(
+                f, real, shown, memory=held, prompt=batch.prompt, key=key, distinct=distinct
+            )
+            logs["diversity"] = _mean_where(excess, self.diversity.asked(shown, distinct))
             total = total + logs["lambda"] * logs["diversity"]
-            held = self.diversity.after(held, f, counts, logs["mean_cosine"], batch.prompt)
+            held = self.diversity.after(held, f, shown, logs["mean_cosine"], step, batch.prompt)
             memory = {**memory, "diversity": held}
 
         if self.alignment is not None:
@@ -319,6 +335,8 @@ def _row_mean(x: Float[Array, "B *x"]) -> Float[Array, " B"]:
     return x.reshape(x.shape[0], -1).mean(axis=1)
 
 
-def _mean_where(x: jax.Array, counts: jax.Array) -> jax.Array:
+def _mean_where(x: jax.Array, counts: jax.Array | None) -> jax.Array:
+    if counts is None:
+        return jnp.mean(x)
     # Where nothing counts, the term is 0 and so is its gradient.
     return jnp.sum(jnp.where(counts, x, 0.0)) / jnp.maximum(jnp.sum(counts), 1)

@@ -129,6 +129,25 @@ def test_pictures_are_dealt_without_repeating_until_all_were_seen(tmp_path):
     )
 
 
+def test_what_fills_a_short_group_up_is_marked(tmp_path):
+    for shade in range(4):
+        picture(tmp_path / f"{shade}.png", (shade * 40,) * 3, "a shade of grey")
+    picture(tmp_path / "a.png", text="alone")
+    for name, colour in (("b", "red"), ("c", "blue")):
+        picture(tmp_path / f"{name}.png", colour, "two")
+    source, seen = groups(tmp_path, samples=3), {}
+    assert source.varied == 2
+    for index in range(len(source)):
+        group = source[index]
+        different = {image.tobytes() for image in group["images"][group["distinct"]]}
+        assert len(different) == group["distinct"].sum()
+        assert different == {image.tobytes() for image in group["images"]}
+        seen[group["caption"]] = group["distinct"].tolist()
+    assert seen["alone"] == [True, False, False] and seen["two"] == [True, True, False]
+    # Four pictures are dealt in two hands, the second filled with others: none comes twice.
+    assert seen["a shade of grey"] == [True, True, True]
+
+
 def test_a_large_folder_is_read_again_when_drawn(tmp_path, monkeypatch):
     picture(tmp_path / "a.png", text="a")
     picture(tmp_path / "b.png", "blue", "a")

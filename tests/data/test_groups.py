@@ -159,6 +159,21 @@ def test_hosts_share_a_batch_of_one_shape():
         assert told == rows["tokens"].tolist()
 
 
+class Filled(Pictures):
+    """Even groups have two pictures that differ, odd ones three."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "distinct": np.arange(3) < 2 + index % 2}
+
+
+def test_marks_of_repeated_pictures_come_with_their_prompt():
+    batch = next(iter(groups.batches(Filled(), ENCODE, prompts=4, seed=0)))
+    assert batch["distinct"].shape == (4, 3) and batch["distinct"].dtype == bool
+    number = 2 + (batch["tokens"][:, 1] - 97) % 2
+    np.testing.assert_array_equal(batch["distinct"].sum(1), number)
+    assert "distinct" not in next(stream())
+
+
 def test_a_restored_stream_of_several_shapes_goes_on_where_it_was():
     first = shapes()
     for _ in range(13):

@@ -224,3 +224,44 @@ def test_a_form_can_be_insisted_on(tmp_path):
     assert prompts.read(tmp_path / "braces.txt")[0].text == "said in JSON"
     assert prompts.read(tmp_path / "braces.txt", "text")[0].text == '{"prompt": "said in JSON"}'
     assert dataclasses.replace(prompts.read(FIXTURES / "plain.txt")[0], text="x").key == "00000"
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    said = [
+        Prompt(
+            text="빨간 별 하나", key="a-1", group="one", extra={"spec": "{}", "questions": ["?"]}
+        ),
+        Prompt(text="a kite\u2028in two lines", key="b"),
+    ]
+    place = tmp_path / "deep" / "own.jsonl"
+    prompts.write(place, said)
+    assert prompts.read(place) == said
+    with pytest.raises(ValueError, match="is there already"):
+        prompts.write(place, said)
+    with pytest.raises(ValueError, match="cannot be written"):
+        prompts.write(place / "below.jsonl", said)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("picture,text\na.png,SALE\nb.png,\n", {"a.png": "SALE", "b.png": ""}),
+        ('{"file_name": "a.png", "text": null}\n\n', {"a.png": ""}),
+        ("picture,said\na.png,SALE\n", "line 2 has no"),
+        ("key,text\na,SALE\n", "names no column 'picture'"),
+        ('{"picture": "", "text": "x"}', "line 1 has no"),
+        ('{"picture": "a", "text": 7}', "line 1 has no"),
+        ('{"picture": "a", "text": ""}\n{"picture": "a", "text": ""}', "a second time"),
+        ("picture,text\n", "has no lines"),
+        ("", "has no lines"),
+    ],
+)
+def test_texts_that_were_read(tmp_path, text, expected):
+    place = tmp_path / "read"
+    place.write_text(text)
+    if isinstance(expected, dict):
+        assert prompts.texts_read(place) == expected
+        return
+    with pytest.raises(ValueError, match=expected) as said:
+        prompts.texts_read(place)
+    assert "\n" not in str(said.value)

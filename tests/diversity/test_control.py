@@ -42,6 +42,30 @@ def test_the_real_pictures_own_cosine_is_free():
         fresh(term, f)
 
 
+@pytest.mark.parametrize("form", [measure.MeanCosine(), measure.Vendi()], ids=repr)
+def test_repeated_pictures_do_not_raise_the_target(form):
+    """Of the first prompt three differ, of the second two; of the third there is one alone."""
+    f, real = draw(3, 4, 5), draw(3, 4, 5, seed=1) + 1
+    number = np.array([3, 2, 1])
+    real = jnp.stack(
+        [jnp.take(r, jnp.arange(4) % n, axis=0) for r, n in zip(real, number, strict=True)]
+    )
+    distinct = jnp.arange(4)[None, :] < number[:, None]
+    term = control.CosineDiversity(measure=form, target=control.RealPictures(margin=-1.0))
+    mask, memory = jnp.ones((3, 4), bool), term.start(9, 5)
+    got = term(f, real, mask, memory=memory, distinct=distinct)
+    want = [float(form(f)[p] - form(real[p : p + 1, : number[p]])[0] + 1) for p in range(2)]
+    assert min(want) > 0.01
+    np.testing.assert_allclose(got, [*want, 0], atol=1e-5)
+    np.testing.assert_array_equal(term.asked(mask, distinct), [True, True, False])
+    # A number of one's own holds for all.
+    bare = control.CosineDiversity(measure=form, target=control.Fixed())
+    np.testing.assert_array_equal(bare.asked(mask, distinct), True)
+    np.testing.assert_allclose(
+        bare(f, None, mask, memory=memory, distinct=distinct), form(f) + 1, atol=1e-5
+    )
+
+
 def test_fixed_target_and_top_measure():
     f = draw(4, 6, 5)
     term = control.CosineDiversity(
@@ -69,11 +93,11 @@ def test_the_bank_adds_partners_but_no_gradient_of_its_own():
     yesterday, today = draw(3, 2, 5), draw(3, 2, 5, seed=1)
     prompt, mask = jnp.array([7, 0, 4]), jnp.ones((3, 2), bool)
     memory = term.start(9, 5)
-    memory = term.after(memory, yesterday, mask, jnp.float32(0.5), prompt)
+    memory = term.after(memory, yesterday, mask, jnp.float32(0.5), 0, prompt)
     np.testing.assert_allclose(term.weight(1, memory), 0.005, rtol=1e-6)
 
     def cost(today, yesterday):
-        kept = term.after(term.start(9, 5), yesterday, mask, jnp.float32(0.5), prompt)
+        kept = term.after(term.start(9, 5), yesterday, mask, jnp.float32(0.5), 0, prompt)
         return term(today, None, mask, memory=kept, prompt=prompt).sum()
 
     every = jnp.concatenate([today, yesterday], axis=1)

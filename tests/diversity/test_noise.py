@@ -24,6 +24,7 @@ FAMILIES = {
     "simplex": noise.Repelled(cosine=-1 / 3),
     "attracted": noise.Repelled(cosine=0.7),
     "low frequency": noise.LowFrequency(cutoff=0.6),
+    "one low frequency": noise.LowFrequency(cutoff=0.1),
 }
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
@@ -215,24 +216,73 @@ class TestLowFrequency:
             noise.LowFrequency(cutoff=cutoff)
 
 
-@pytest.mark.parametrize("family", [noise.Orthogonal(), noise.Repelled(cosine=0.1)])
-def test_more_samples_than_dimensions_are_refused(family):
-    with pytest.raises(ValueError, match="7 samples cannot be orthogonal in 6 dimensions"):
-        family(jax.random.key(0), 7, SMALL)
+def test_equal_angles_of_more_samples_than_dimensions_are_refused():
+    with pytest.raises(ValueError, match=r"7 samples .* in 6 dimensions: draw at most 6, or set"):
+        noise.Repelled(cosine=0.1)(jax.random.key(0), 7, SMALL)
 
 
-def test_pairs_need_half_the_dimensions():
-    assert noise.Antithetic()(jax.random.key(0), 12, SMALL).shape == (12, *SMALL)
-    with pytest.raises(ValueError, match="cannot be orthogonal"):
-        noise.Antithetic()(jax.random.key(0), 13, SMALL)
-    with pytest.raises(ValueError, match="3 samples cannot be orthogonal in 1 dimensions"):
-        noise.LowFrequency(cutoff=0.1)(jax.random.key(0), 5, SMALL)
+def test_more_samples_than_dimensions_begin_another_frame():
+    few = jax.jit(
+        lambda number: noise.Orthogonal()(jax.random.key(0), number, (1, 3, 1)), static_argnums=0
+    )
+    x = few(8)
+    c = cosines(x)
+    for first in (0, 3, 6):
+        frame = slice(first, first + 3)
+        np.testing.assert_allclose(c[frame, frame], np.eye(len(c[frame])), atol=1e-6)
+    assert np.abs(c[:3, 3:6]).max() > 0.1
+    np.testing.assert_allclose(few(4), x[:4], atol=1e-6)
+    pairs = noise.Antithetic()(jax.random.key(0), 13, SMALL)
+    np.testing.assert_array_equal(pairs[1:12:2], -pairs[0:12:2])
 
 
-@pytest.mark.parametrize(("number", "cosine"), [(4, -0.34), (2, -1.01), (1, -1.01), (3, 1.0)])
-def test_a_cosine_nobody_can_have_is_refused(number, cosine):
-    with pytest.raises(ValueError, match=r"cosine of \d samples must be in"):
-        noise.Repelled(cosine=cosine)(jax.random.key(0), number, SMALL)
+@pytest.mark.parametrize("cosine", [-1.01, 1.0])
+def test_a_cosine_nobody_can_have_is_refused(cosine):
+    with pytest.raises(ValueError, match=r"noise\.repelled\.cosine must be in"):
+        noise.Repelled(cosine=cosine)
+
+
+@pytest.mark.parametrize(("number", "cosine"), [(1, -0.1), (2, -1.0), (5, -1.0), (5, -0.3)])
+def test_too_many_for_a_cosine_are_as_far_apart_as_can_be(number, cosine):
+    x = noise.Repelled(cosine=cosine)(jax.random.key(0), number, SMALL)
+    farthest = -1 / max(number - 1, 1)
+    want = farthest + (1 - farthest) * np.eye(number)
+    np.testing.assert_allclose(cosines(x), want, atol=1e-6)
+
+
+class TestTheArc:
+    def test_equal_angles_from_one_sample_to_another(self):
+        key, shape = jax.random.key(5), (4, 4, 2)
+
+        def walk(number, reach=1.0):
+            family = noise.Slerp(towards=3, reach=reach)
+            return jax.jit(lambda key: family(key, number, shape))(key)
+
+        x, g = walk(5), noise.Independent()(key, 4, shape)
+        np.testing.assert_allclose(x[0], g[0], atol=1e-5)
+        np.testing.assert_allclose(x[-1], g[3], atol=1e-5)
+        whole = np.arccos(cosines(g)[0, 3])
+        angles = np.arccos(np.diagonal(cosines(x), 1))
+        np.testing.assert_allclose(angles, whole / 4, atol=1e-5)
+        np.testing.assert_allclose(walk(3, reach=0.5), x[:3], atol=1e-5)
+        np.testing.assert_allclose(walk(1), g[:1], atol=1e-5)
+
+    def test_the_ends_are_standard_normal_and_what_lies_between_is_nearly(self):
+        x = draws(noise.Slerp())
+        assert is_standard_normal(x[:, 0]) and is_standard_normal(x[:, 3])
+        length = np.linalg.norm(x, axis=-1, keepdims=True)
+        # Any direction, at a length of the right mean and too little spread.
+        chi = length[:, :1][np.random.default_rng(0).permutation(KEYS)]
+        assert is_standard_normal((x / length * chi)[:, 1])
+        assert not is_standard_normal(x[:, 1])
+        mean, spread = length.mean(axis=(0, 2)), length.std(axis=(0, 2))
+        np.testing.assert_allclose(mean, mean[0], rtol=0.01)
+        np.testing.assert_allclose(spread[1] / spread[0], np.sqrt(5) / 3, rtol=0.03)
+
+    @pytest.mark.parametrize("knobs", [{"towards": 0}, {"reach": 0.0}, {"reach": 1.1}])
+    def test_a_walk_to_nowhere_is_refused(self, knobs):
+        with pytest.raises(ValueError, match=r"noise\.slerp needs"):
+            noise.Slerp(**knobs)
 
 
 slerp = jax.jit(noise.slerp)

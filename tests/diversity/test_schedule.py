@@ -43,7 +43,7 @@ def run(controller, plant, steps):
     memory, weights = controller.start(), []
     for step in range(steps):
         weights.append(float(controller(step, memory)))
-        memory = jax.jit(controller.after)(memory, np.float32(plant(weights[-1])))
+        memory = jax.jit(controller.after)(memory, np.float32(plant(weights[-1])), 3, step)
     return np.array(weights)
 
 
@@ -71,10 +71,39 @@ def test_the_controller_waits():
     assert not weights[:4].any() and weights[4] > 0
 
 
+def test_a_step_in_which_nothing_counted_moves_nothing():
+    """The cosine of no pairs is said to be 0, which is no measurement."""
+    controller, weights = schedule.Controller(wanted=0.5, gain=0.1), []
+    memory = controller.start()
+    for step, prompts in enumerate((4, 0, 0, 4, 0)):
+        memory = controller.after(memory, jnp.float32(0.9 if prompts else 0.0), prompts, step)
+        weights.append(float(controller(step + 1, memory)))
+    np.testing.assert_allclose(weights, [0.04, 0.04, 0.04, 0.08, 0.08], rtol=1e-5)
+
+
+def test_the_parts_of_a_batch_are_one_step_of_the_controller():
+    """All parts see one weight; then it moves once, by the mean over the prompts of all."""
+    whole = schedule.Controller(wanted=0.5, gain=0.1, warmup=2)
+    cosines, prompts = np.array([0.9, 0.6, 0.0], np.float32), np.array([3, 1, 0])
+    mean = jnp.float32(np.average(cosines, weights=prompts))
+    one, parts = whole.start(), whole.start()
+    for step in range(5):
+        assert float(whole(step, one)) == pytest.approx(float(whole(step, parts)), rel=1e-6)
+        one = whole.after(one, mean, 4, step)
+        for cosine, number in zip(cosines, prompts, strict=True):
+            assert float(whole(step, parts)) == pytest.approx(float(whole(step, one)), rel=1e-6)
+            parts = whole.after(parts, jnp.float32(cosine), int(number), step)
+    # Two steps of waiting, three of integration.
+    assert float(whole(5, parts)) == pytest.approx(0.3 * float(mean - 0.5), rel=1e-5)
+
+
 def test_the_controller_has_no_gradient():
     controller = schedule.Controller(wanted=0.5)
-    slope = jax.grad(lambda c: controller.after(controller.start(), c)["weight"])(0.9)
-    assert slope == 0
+
+    def weight(cosine):
+        return controller(1, controller.after(controller.start(), cosine, 4, 0))
+
+    assert weight(jnp.float32(0.9)) > 0 and jax.grad(weight)(0.9) == 0
 
 
 @pytest.mark.parametrize("knobs", [{"gain": 0.0}, {"largest": -1.0}])
@@ -90,5 +119,6 @@ def test_a_controller_that_cannot_act_is_refused(knobs):
 def test_parts_fit_their_protocol(part):
     assert isinstance(part, schedule.Schedule)
     memory = part.start()
-    assert jax.tree.structure(part.after(memory, jnp.float32(0.3))) == jax.tree.structure(memory)
+    after = part.after(memory, jnp.float32(0.3), 4, 0)
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, memory)
     assert np.shape(part(0, memory)) == ()

@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from cosdiff_jax.flow import grid
 from cosdiff_jax.flow.composed import Composed, late, optimal_scale
 from cosdiff_jax.flow.guidance import ClassifierFree, from_weight, to_weight
 from cosdiff_jax.flow.solver import Euler, Remembering
-from cosdiff_jax.flow.trajectory import Cosine, RectifiedFlow
+from cosdiff_jax.flow.trajectory import Cosine, Edm, LdmLinear, RectifiedFlow
 from cosdiff_jax.flow.weaker import Given
 from cosdiff_jax.shapes import TextStream
 
@@ -209,6 +211,7 @@ def test_late_guidance_leaves_the_first_steps_of_any_grid_alone(first):
     for form in (
         ClassifierFree(scale=4.0),
         Composed(scale=4.0, weaker=(Given(backbone=weak, scale=2.0),)),
+        Composed(scale=4.0, zero_start=True),
     ):
         cut = late(form, times, first)
         for i in range(6):
@@ -218,6 +221,33 @@ def test_late_guidance_leaves_the_first_steps_of_any_grid_alone(first):
             np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="cannot leave 6 of 6 steps"):
         late(ClassifierFree(scale=4.0), times, 6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("path", [RectifiedFlow(), Cosine(), Edm(), LdmLinear()])
+def test_nothing_is_nan_or_infinite_at_the_ends(path, dtype):
+    z, t = Z.astype(dtype), jnp.array([0.0, 1e-30, 0.5, 1 - 2.0**-24, 1.0, 1.0], dtype)
+    # A network that was not trained yet says nothing, or the same with every caption.
+    networks = (backbone, lambda z, t, stream: jnp.sin(z), lambda z, t, stream: 0 * z)
+    for network in networks:
+
+        def narrow(z, t, stream, gain, network=network):
+            return (gain * network(z, t, stream)).astype(dtype)
+
+        def everything(z, gain, narrow=narrow):
+            field = functools.partial(narrow, gain=gain)
+            weaker = Given(backbone=lambda z, t, stream: 0.8 * field(z, t, stream), scale=2.0)
+            knobs = dict(optimal=True, parallel=0.2, radius=1.5, rescale=0.7, weaker=(weaker,))
+            composed = Composed(scale=4.0, trajectory=path, **knobs)
+            free = ClassifierFree(scale=4.0)(field, TEXT, EMPTY)(z, t)
+            remembering = dataclasses.replace(composed, momentum=-0.5, zero_start=True)
+            remembering = remembering(field, TEXT, EMPTY).ask(z, t, jnp.ones_like(z))
+            return free, composed(field, TEXT, EMPTY)(z, t), *remembering
+
+        gain = jnp.ones((), dtype)
+        made, back = jax.vjp(everything, z, gain)
+        assert all(x.dtype == dtype for x in made)
+        chex.assert_tree_all_finite((made, back(made)))
 
 
 def test_what_cannot_be_is_refused():

@@ -9,6 +9,7 @@ import pytest
 
 from cosdiff_jax import text_stream
 from cosdiff_jax.flow import condition, guidance
+from cosdiff_jax.flow.composed import Composed
 from cosdiff_jax.flow.solver import Euler
 from cosdiff_jax.shapes import TextStream
 
@@ -231,3 +232,22 @@ def test_under_a_solver_it_is_one_compiled_field():
         want = want - velocity(want, jnp.full((P * K,), 1 - i / 5)) / 5
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert jnp.abs(got - Euler()(guided(3.0), z, 5)).max() > 1e-3
+
+
+def test_guidance_that_remembers_does_so_of_an_annealed_caption():
+    z, guide = draw(P * K, 4), Composed(scale=3.0, momentum=-0.5)
+    made = condition.Annealed(guidance=guide, condition=condition.Cads(), keys=keys())
+    got = jax.jit(lambda z: Euler()(made(backbone, CAPTIONS, EMPTY), z, 5))(z)
+
+    @jax.jit
+    def ask(z, t, remembered):
+        heard = condition.Cads()(rows(CAPTIONS), t, keys())
+        return guide(backbone, heard, EMPTY).ask(z, t, remembered)
+
+    want, remembered = z, jnp.zeros_like(z)
+    for i in range(5):
+        v, remembered = ask(want, jnp.full((P * K,), 1 - i / 5), remembered)
+        want = want - v / 5
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    with pytest.raises(ValueError, match="momentum to 0"):
+        made(backbone, CAPTIONS, EMPTY)(z, jnp.ones(P * K))

@@ -54,7 +54,7 @@ def test_what_is_no_grid_is_refused():
             grid.Given(times=times)
     with pytest.raises(ValueError, match=r"grid\.given\.times make 2 steps, not 3"):
         grid.Given(times=(1.0, 0.5, 0.0))(3)
-    with pytest.raises(ValueError, match="alpha must be above 0"):
+    with pytest.raises(ValueError, match=r"sample\.grid\.shifted\.alpha must be above 0"):
         grid.Shifted(alpha=-1.0)
     with pytest.raises(ValueError, match="0 < smallest < largest"):
         grid.Karras(smallest=3.0, largest=2.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cosdiff_jax.flow import timestep, trajectory
+from cosdiff_jax.flow import grid, timestep, trajectory
 
 PLAIN = [
     timestep.Uniform(),
@@ -68,11 +68,13 @@ def test_the_quantile_function_is_the_inverse_of_the_distribution(times):
 
 
 @each
-def test_nothing_is_nan_at_the_ends(times):
-    ends = jnp.array([0.0, 1.0])
-    t = np.asarray(times.quantile(ends))
-    assert np.isfinite(t).all() and t.min() >= 0 and t.max() <= 1
-    assert np.isfinite(times.density(ends)).all()
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_nothing_is_nan_at_the_ends(times, dtype):
+    ends = jnp.array([0.0, 1e-30, 1e-7, 1.0 - 2.0**-24, 1.0], dtype)
+    t, density = times.quantile(ends), times.density(ends)
+    assert t.dtype == density.dtype == dtype
+    assert jnp.isfinite(t).all() and t.min() >= 0 and t.max() <= 1
+    assert jnp.isfinite(density).all()
 
 
 @pytest.mark.parametrize("lattice", [False, True])
@@ -175,6 +177,16 @@ def test_a_shifted_time_hides_a_constant_picture_as_well_at_more_pixels():
     assert error(t, m) == pytest.approx(error(t, n) / 2, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    "shifted", [timestep.Shifted(times=timestep.Uniform(), alpha=3.0), grid.Shifted(alpha=3.0)]
+)
+def test_a_shift_for_one_size_is_another_at_another_size(shifted):
+    assert timestep.resized(shifted, 0, ()) is shifted
+    assert timestep.resized(shifted, 8, (8, 8, 4)) == shifted
+    for shape, alpha in (((16, 16, 4), 6.0), ((4, 4), 1.5), ((16, 4), 3.0)):
+        assert timestep.resized(shifted, 8, shape) == dataclasses.replace(shifted, alpha=alpha)
+
+
 def test_the_double_shift_is_that_of_the_published_grid():
     # 1,000 shifted times; the sampler's even grid lies between their ends and is shifted again.
     table = 3 * np.arange(1, 1001) / 1000 / (1 + 2 * np.arange(1, 1001) / 1000)
@@ -188,7 +200,9 @@ def test_numbers_that_mean_nothing_are_refused():
     for alpha in (0.0, -3.0):
         with pytest.raises(ValueError, match="alpha above 0"):
             timestep.shift(jnp.zeros(1), alpha)
-        with pytest.raises(ValueError, match="alpha above 0"):
+        with pytest.raises(
+            ValueError, match=r"objective\.flow_matching\.shift\.alpha must be above"
+        ):
             timestep.Shifted(times=timestep.Uniform(), alpha=alpha)
     with pytest.raises(ValueError, match="std must be above 0"):
         timestep.LogitNormal(std=0.0)
@@ -196,11 +210,16 @@ def test_numbers_that_mean_nothing_are_refused():
         timestep.LogNormalSigma(std=-1.0)
     with pytest.raises(ValueError, match="at least one pixel"):
         timestep.resolution_shift(0, 4)
+    with pytest.raises(ValueError, match=r"shift\.reference .* not -8"):
+        timestep.resized(timestep.Shifted(times=timestep.Uniform()), -8, (8, 8))
 
 
 def test_the_example_of_the_readme_is_a_distribution():
     readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    code = re.search(r"```python\n(# cosdiff_jax/flow/timestep.py\n.*?)```", readme, re.DOTALL)
+    # A first line that says where it goes is none of its own.
+    code = re.search(
+        r"```python\n(?:#[^\n]*\n)?(@dataclass[^`]*class Power.*?)```", readme, re.DOTALL
+    )
     space = {"dataclass": dataclasses.dataclass, "jax": jax}
     exec(code[1], space)
     times = space["Power"](power=2.0)
@@ -209,4 +228,4 @@ def test_the_example_of_the_readme_is_a_distribution():
     # The density is the quantile function's slope, upside down.
     slope = jax.vmap(jax.grad(times.quantile))(u)
     np.testing.assert_allclose(times.density(times.quantile(u)), 1 / slope, rtol=1e-5)
-    assert len(code[1].strip().splitlines()) <= 15
+    assert len(code[1].strip().splitlines()) < 15

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from cosdiff_jax.report import record
+from cosdiff_jax.report import curves, record
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
 
@@ -84,6 +84,36 @@ def test_a_resumed_run_goes_on_in_the_same_run(package, tmp_path):
     assert first["resume"] == second["resume"] == "allow"
     recorded(tmp_path / "other")
     assert package.asked[-1]["id"] is None
+
+
+def test_what_is_seen_on_the_way_is_kept_beside(tmp_path):
+    def kept(name):
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    log = record.Record(str(tmp_path), 0)
+    assert kept("held_out.jsonl") == []
+    for step in (0, 2, 4):
+        log.look(step, {"all": step / 8, "vendi": 1.5}, None)
+        log.look(step + 1, {}, IMAGES)
+        log.write(step + 1, {"loss": 1.0})
+    log.close()
+    assert kept("held_out.jsonl") == [
+        {"step": n, "held_out/all": n / 8, "held_out/vendi": 1.5} for n in (0, 2, 4)
+    ]
+    # Gone on with from step 2, where it had looked before it was killed: it looks again.
+    with (tmp_path / "held_out.jsonl").open("a") as file:
+        file.write('{"step": 1, "held_out/all": 0.')
+    again = record.Record(str(tmp_path), 2)
+    again.look(2, {"all": 0.75}, None)
+    again.close()
+    assert [(line["step"], line["held_out/all"]) for line in kept("held_out.jsonl")] == [
+        (0, 0.0),
+        (2, 0.75),
+    ]
+    # Training's own lines are one a step.
+    assert [line["step"] for line in kept("metrics.jsonl")] == [1]
+    assert list(curves.read(tmp_path / "held_out.jsonl")["held_out/all"][1]) == [0.0, 0.75]
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_one_host_keeps_the_record(package, tmp_path):
