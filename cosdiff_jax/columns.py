@@ -8,25 +8,30 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from cosdiff_jax import build, diverse, networks, trained
+from cosdiff_jax.data import files
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.gallery import Gallery
-from cosdiff_jax.data.groups import Source
+from cosdiff_jax.data.groups import Source, to_float, to_uint8
 from cosdiff_jax.data.scenes import grammar
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.drawn import DrawnGroups
-from cosdiff_jax.metrics import scenes
+from cosdiff_jax.features.pictures import fit
+from cosdiff_jax.metrics import psnr, questions, scenes, ssim
 from cosdiff_jax.metrics.digits import DigitMetric
-from cosdiff_jax.survey import Eye, Measure
+from cosdiff_jax.metrics.text_rendering import TextRendering
+from cosdiff_jax.survey import TOP_PERCENT, Eye, Measure
 
 _log = logging.getLogger("cosdiff_jax")
 
@@ -42,11 +47,15 @@ class Asked:
       prompts: a number of held-out prompts, or a file of prompts; None takes 512, or what the
         layout of ``images`` says its pictures were drawn of.
       reference: folder of real pictures of a file's prompts.
+      paired: whether each picture is also held to the one of ``reference`` in its place.
       num: K.
       candidates, steps, guidance: as for ``diverse.DiverseSampler``.
       seed: of held-out prompts, true pictures and noise.
       eye: asset or folder of the CLIP that looks; None takes the first model's.
       vgg, lpips: folders as for ``perceptual.load``; None leaves out the distances.
+      top_percent: share of a prompt's pairs, the most alike, in the top-k cosine.
+      read: file with the texts that some reader found in ``images``, see ``prompts.texts_read``.
+      answers: MODULE:FUNCTION, a ``metrics.questions.Answers``.
       training: how many of the first model's training pictures are searched for copies.
       ema: whether models draw with their averaged weights or, runs only, with the newest.
     """
@@ -56,6 +65,7 @@ class Asked:
     methods: Sequence[str] = ("independent",)
     prompts: str | None = None
     reference: str | None = None
+    paired: bool = False
     num: int = 4
     candidates: int | None = None
     steps: int | None = None
@@ -64,6 +74,9 @@ class Asked:
     eye: str | None = None
     vgg: str | None = None
     lpips: str | None = None
+    top_percent: float = TOP_PERCENT
+    read: str | None = None
+    answers: str | None = None
     training: int = 0
     ema: bool = True
 
@@ -72,6 +85,12 @@ class Asked:
             raise ValueError("nothing to measure: name a --model, a --workdir or --images")
         if self.lpips and not self.vgg:
             raise ValueError("--lpips weighs what --vgg sees: name that folder as well")
+        if not 0 < self.top_percent <= 100:
+            raise ValueError(f"--top_percent={self.top_percent:g} is not within (0, 100]")
+        if self.paired and not self.reference:
+            raise ValueError("--paired compares picture by picture with --reference: name that one")
+        if self.read and not self.images:
+            raise ValueError("--read says what is written in --images: name their folder")
         if self.training and not self.models:
             raise ValueError("--training compares with a model's training pictures: name the model")
         if self.file is None and self.number < 2:
@@ -95,11 +114,12 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One column: pictures, and what they depend on."""
+    """One column: pictures, what they depend on, and what is measured of no other column."""
 
     name: str
     source: Source
     facts: Mapping[str, Any]
+    measures: Sequence[Measure] = ()
 
     @property
     def folder(self) -> str:
@@ -120,7 +140,12 @@ def gather(asked: Asked, models: Mapping[str, trained.Trained], eye: Eye | None)
       ValueError: prompts or pictures that cannot be read, or two columns of one name.
     """
     prompts, truth = _prompts(asked, models, None if eye is None else eye.size)
-    entries = [*_drawn(asked, models, prompts), *_found(asked, eye), *truth]
+    entries = [*_drawn(asked, models, prompts), *_found(asked, eye)]
+    if asked.paired:
+        entries = [_paired(entry, truth[0]) for entry in entries]
+    if asked.answers is not None:
+        entries = _answered(asked.answers, entries)
+    entries += truth
     _told_apart(entries)
     return entries
 
@@ -214,7 +239,7 @@ def _drawn(
                 guidance=asked.guidance,
             )
             facts = {
-                "prompts": _digest(prompts),
+                "asked": _digest(prompts),
                 **model.digests,
                 "sample": json.loads(draw.config.sample.to_json_best_effort()),
                 "num": asked.num,
@@ -232,7 +257,12 @@ def _found(asked: Asked, eye: Eye | None) -> list[Entry]:
     size = None if eye is None else eye.size
     # Folders may be called as the true distribution and the reference are here.
     names = [f"./{x}" if x in ("true", "reference") else x for x in asked.images]
-    return [_folder(n, x, asked.file, size) for n, x in zip(names, asked.images, strict=True)]
+    found = [_folder(n, x, asked.file, size) for n, x in zip(names, asked.images, strict=True)]
+    if asked.read is None:
+        return found
+    told = prompt_sets.texts_read(asked.read)
+    folders = zip(found, asked.images, strict=True)
+    return [_texts(entry, folder, told, alone=len(found) == 1) for entry, folder in folders]
 
 
 def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> Entry:
@@ -242,7 +272,98 @@ def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> En
     files = [file for index in range(len(found)) for file in found.names(index)]
     stats = [(Path(folder).expanduser() / file).stat() for file in files]
     state = [(f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
-    return Entry(name=name, source=found, facts={"images": _digest(state)})
+    asked = [dataclasses.asdict(prompt) for prompt in found.prompts]
+    return Entry(name=name, source=found, facts={"images": _digest(state), "asked": _digest(asked)})
+
+
+def _paired(entry: Entry, reference: Entry) -> Entry:
+    """The column with each picture held to the reference's in its place, where numbers agree."""
+    real = reference.source
+    assert isinstance(real, Gallery)  # beside held-out prompts no reference can be named
+    keys = [prompt.key for prompt in real.prompts if prompt.key not in real.missing]
+    place = {key: index for index, key in enumerate(keys)}
+
+    def compare(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
+        index = place.get(group["key"])
+        if index is None or len(real.names(index)) != len(images):
+            return {}
+        others = to_float(real[index]["images"])
+        own = np.asarray(fit(jnp.asarray(to_float(images)), real.size))
+        own = np.broadcast_to(own, others.shape)  # grey ones show all colours alike
+        return {
+            **psnr.result(psnr.update(psnr.init(), own, others)),
+            **ssim.result(ssim.update(ssim.init(), own, others)),
+        }
+
+    facts = {**entry.facts, "paired": reference.facts["images"]}
+    return dataclasses.replace(entry, facts=facts, measures=[*entry.measures, compare])
+
+
+def _texts(entry: Entry, folder: str, told: Mapping[str, str], *, alone: bool) -> Entry:
+    """A folder's column with the texts read in it; names inside the folder do if it is alone."""
+    pictures = entry.source
+    assert isinstance(pictures, Gallery)
+    root, metric = os.path.abspath(Path(folder).expanduser()), TextRendering()
+    plain = {files.normal(os.path.normpath(name)): text for name, text in told.items()}
+    whole = {files.normal(os.path.abspath(name)): text for name, text in told.items()}
+    found: dict[str, str] = {}
+    wanted = {prompt.key for prompt in pictures.prompts if prompt.extra.get("text")}
+    keys = [prompt.key for prompt in pictures.prompts if prompt.key not in pictures.missing]
+    for index, key in enumerate(keys):
+        for name in pictures.names(index) if key in wanted else ():
+            said = whole.get(files.normal(os.path.join(root, name)))
+            said = plain.get(files.normal(name)) if said is None and alone else said
+            if said is None:
+                raise ValueError(
+                    f"--read says nothing of {name} in {folder}; a picture in which nothing was "
+                    "read has an empty text"
+                )
+            found[name] = said
+    if not found:
+        raise ValueError(f'--read: no prompt of the pictures in {folder} has a "text" to show')
+
+    def compare(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
+        del images
+        if group["key"] not in wanted:
+            return {}
+        read = [found[name] for name in group["names"]]
+        state = metric.update(metric.init(), [str(group["text"])] * len(read), read)
+        return metric.result(state)
+
+    facts = {**entry.facts, "read": _digest(found)}
+    return dataclasses.replace(entry, facts=facts, measures=[*entry.measures, compare])
+
+
+def _answered(function: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The columns with a user's answers to the prompts' questions."""
+    try:
+        metric = questions.Questions(answers=questions.load(function), name=function)
+    except ValueError as error:
+        raise ValueError(f"--answers={error}") from None
+    for entry in entries:
+        said = [questions.asked(prompt) for prompt in _said(entry.source)]
+        if not any(said):
+            raise ValueError(f"--answers={function}: no prompt of {entry.name} has questions")
+
+    def ask(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
+        return metric.result(metric.update(metric.init(), images[None], [questions.asked(group)]))
+
+    return [
+        dataclasses.replace(
+            entry,
+            facts={**entry.facts, "answers": function},
+            measures=[*entry.measures, ask],
+        )
+        for entry in entries
+    ]
+
+
+def _said(source: Source) -> list[Mapping[str, Any]]:
+    """What is known of a column's prompts."""
+    if isinstance(source, DrawnGroups):
+        return list(source.prompts)
+    assert isinstance(source, Gallery)
+    return [{**prompt.extra, "caption": prompt.text} for prompt in source.prompts]
 
 
 def measures(models: Mapping[str, trained.Trained]) -> list[Measure]:
@@ -258,10 +379,23 @@ def _cost(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
 
 def scenes_of(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
     """What the oracle reads in a group's pictures, where their prompt is a Scenes prompt."""
-    if "spec" not in group:
+    spec = _spec(group)
+    if spec is None:
         return {}
-    spec = grammar.spec_from_json(group["spec"])
+    if images.shape[1:3] != (grammar.SIDE, grammar.SIDE):
+        # The oracle measures in pixels of its own pictures.
+        images = to_uint8(np.asarray(fit(jnp.asarray(to_float(images)), grammar.SIDE)))
     return scenes.result(scenes.update(scenes.init(), images[None], [spec]))
+
+
+def _spec(group: Mapping[str, Any]) -> grammar.Spec | None:
+    """What a Scenes prompt means; another benchmark may call something else so."""
+    try:
+        spec = grammar.spec_from_json(group["spec"])
+        grammar.check(spec)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return spec
 
 
 def _digits(metric: DigitMetric) -> Measure:

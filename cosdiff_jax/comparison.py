@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
 
 from cosdiff_jax.metrics import bootstrap, frechet, manifold, mmd
 from cosdiff_jax.neighbours import Neighbours
@@ -21,6 +22,8 @@ from cosdiff_jax.survey import Surveyed
 
 # Neighbours that span a manifold (Naeem et al. 2020 use 5).
 NEIGHBOURS = 5
+# Numbers of pictures at which a Frechet distance is taken, evenly spaced from half of them up.
+POINTS = 15
 # Prompts whose pictures stand on the page, and how many of the worst and best.
 SHOWN, EXTREMES = 8, 3
 TRADES = (
@@ -48,6 +51,22 @@ class Column:
     pictures: Pictures
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Falling:
+    """A Frechet distance over the number of pictures.
+
+    Attributes:
+      sizes: numbers of pictures, the last all of them.
+      distances: of random subsets of these sizes.
+      line: the bias fitted to them, whose value is free of it; None of fewer pictures than fill
+        the features' covariance.
+    """
+
+    sizes: list[int]
+    distances: np.ndarray
+    line: frechet.Line | None
+
+
 def write(
     out: Path,
     columns: Sequence[Column],
@@ -71,6 +90,10 @@ def write(
       What ``metrics.json`` holds.
     """
     found = {column.name: numbers(column.surveyed, reference) for column in columns}
+    curves = {column.name: falling(column.surveyed, reference) for column in columns}
+    for name, curve in curves.items():
+        if curve is not None and curve.line is not None:
+            found[name]["frechet_infinity"] = {"mean": curve.line.value}
     nearest: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     if training is not None:
         interval = bootstrap.Bootstrap()
@@ -82,6 +105,10 @@ def write(
     about = {
         **(facts or {}),
         "features": eye,
+        "pictures": {
+            **{column.name: _pictures(column.surveyed) for column in columns},
+            **({} if reference is None else {"reference": _pictures(reference)}),
+        },
         "date": datetime.date.today().isoformat(),
         **facts_lib.machine(),
         "versions": facts_lib.versions(),
@@ -101,6 +128,7 @@ def write(
     if training is not None:
         galleries |= _copies(columns[0], training, nearest[columns[0].name])
     drawn = [figures.trade(out / "figures", found, x, y) for x, y in TRADES]
+    drawn.append(_falling(out / "figures", curves, eye))
     drawn.append(figures.bars(out / "figures", found))
     side_by_side.write(
         out / "report.html",
@@ -123,9 +151,10 @@ def numbers(surveyed: Surveyed, reference: Surveyed | None) -> dict[str, dict[st
     for name in surveyed.names:
         values = surveyed.column(name)
         values = values[np.isfinite(values)]
-        if name == "seconds":
-            # The first prompts pay for the compilation.
-            table[name] = {"mean": float(np.median(values))}
+        # The first prompts pay for the compilation; a peak is one of all prompts.
+        single = {"seconds": np.median, "peak_mib": np.max}.get(name)
+        if single is not None:
+            table[name] = {"mean": float(single(values))}
             continue
         if len(values) < 2:
             table[name] = {"mean": float(values.mean())}
@@ -140,15 +169,68 @@ def numbers(surveyed: Surveyed, reference: Surveyed | None) -> dict[str, dict[st
 
 def sets(f: np.ndarray, g: np.ndarray) -> dict[str, float]:
     """Measures of one set of feature vectors against that of real pictures."""
-    width, manifolds = f.shape[1], manifold.Manifold(neighbours=NEIGHBOURS)
-    real = frechet.update(frechet.init(width), g)
-    table = frechet.result(frechet.update(frechet.init(width), f), real)
-    if len(f) >= 4 * width:
-        table["frechet_infinity"] = frechet.infinity(f, real, lowest=len(f) // 2).value
+    nothing, manifolds = frechet.init(f.shape[1]), manifold.Manifold(neighbours=NEIGHBOURS)
+    table = frechet.result(frechet.update(nothing, f), frechet.update(nothing, g))
     if min(len(f), len(g)) > NEIGHBOURS:
         table |= manifolds.result(manifolds.update(manifolds.init(), f, g))
     discrepancy = mmd.Discrepancy()
     return table | discrepancy.result(discrepancy.update(discrepancy.init(), f, g))
+
+
+def falling(surveyed: Surveyed, reference: Surveyed | None) -> Falling | None:
+    """The Frechet distance over the number of pictures; None where nothing is compared.
+
+    The line is ``frechet.infinity``'s own.
+    """
+    f, g = surveyed.f, None if reference is None else reference.f
+    if f is None or g is None or min(len(f) // 2, len(g)) < 2:
+        return None
+    width = f.shape[1]
+    real = frechet.update(frechet.init(width), g)
+    sizes = sorted({int(size) for size in np.linspace(len(f) // 2, len(f), POINTS)})
+    distances = frechet.curve(f, real, sizes)
+    line = frechet.extrapolate(sizes, distances) if len(f) >= 4 * width else None
+    return Falling(sizes=sizes, distances=distances, line=line)
+
+
+def _falling(
+    folder: Path, curves: Mapping[str, Falling | None], eye: str | None
+) -> figures.Figure | None:
+    """The distances as marks and their lines, a colour for each column."""
+    there = {name: curve for name, curve in curves.items() if curve is not None}
+    if not there:
+        return None
+
+    def draw(axes: Axes) -> None:
+        others = [name for name in there if name != "true"]
+        for name, curve in there.items():
+            true = name == "true"
+            index = 0 if true else others.index(name)
+            colour = figures.GREY if true else figures.COLOURS[index % len(figures.COLOURS)]
+            mark = "*" if true else figures.MARKS[index % len(figures.MARKS)]
+            axes.plot(curve.sizes, curve.distances, mark, color=colour, markersize=4, label=name)
+            if curve.line is not None:
+                fitted = [curve.line.value + curve.line.slope / n for n in curve.sizes]
+                axes.plot(curve.sizes, fitted, color=colour, linewidth=1)
+                axes.axhline(curve.line.value, color=colour, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("Pictures n")
+        axes.set_ylabel("Frechet distance")
+        figures.legend(axes)
+
+    rows = [
+        [name, n, distance, None if c.line is None else c.line.value + c.line.slope / n]
+        for name, c in there.items()
+        for n, distance in zip(c.sizes, c.distances, strict=True)
+    ]
+    fitted = any(curve.line is not None for curve in there.values())
+    lines = "; the line d + b / n fitted to it, and d, dotted" if fitted else ""
+    title = f"Frechet distance of n pictures, {eye} features{lines}"
+    heads = ["column", "n", "frechet", "fitted"]
+    return figures.save(folder, "frechet_by_n", title, draw, [heads, *rows])
+
+
+def _pictures(surveyed: Surveyed) -> int:
+    return sum(row["num"] for row in surveyed.rows)
 
 
 def _nearest(surveyed: Surveyed, training: Neighbours) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -176,14 +258,28 @@ def _copies(
 def text(result: Mapping[str, Any]) -> str:
     """The numbers in columns, for a terminal."""
     found = result["columns"]
-    names = _names(found)
-    width = max((len(name) for name in names), default=0)
+    labels = {name: f"{name}{_told(name, result)}" for name in _names(found)}
+    width = max(map(len, labels.values()), default=0)
     each = max(16, *(len(name) for name in found)) if found else 16
     lines = [" " * width + "".join(f"  {name:>{each}}" for name in found)]
-    for name in names:
+    for name, label in labels.items():
         cells = [_cell(table.get(name)) for table in found.values()]
-        lines.append(f"{name:{width}}" + "".join(f"  {cell:>{each}}" for cell in cells))
+        lines.append(f"{label:{width}}" + "".join(f"  {cell:>{each}}" for cell in cells))
     return "\n".join(lines)
+
+
+def _told(name: str, result: Mapping[str, Any]) -> str:
+    """What a number is nothing without: the network and how many pictures, the share of pairs."""
+    facts, each = result["facts"], [result["facts"]["pictures"][x] for x in result["columns"]]
+    if name in ("frechet", "mmd", "mmd_unbiased"):
+        several = "" if min(each) == max(each) else f" to {max(each):,}"
+        return f" ({facts['features']}, n = {min(each):,}{several})"
+    said = {
+        "frechet_infinity": facts["features"],
+        "top_cosine": f"{facts['top_percent']:g} %" if "top_percent" in facts else "",
+        "peak_mib": facts.get("peak_memory", ""),
+    }.get(name)
+    return f" ({said})" if said else ""
 
 
 def _cell(value: Mapping[str, float] | None) -> str:

@@ -3,14 +3,16 @@
     python -m cosdiff_jax.evaluate --model=fusion_base --workdir=runs/fusion_div --num=8
     python -m cosdiff_jax.evaluate --model=fusion_base --method=independent --method=interval
     python -m cosdiff_jax.evaluate --images=DIR --images=OTHER --prompts=prompts.jsonl
+    python -m cosdiff_jax.evaluate --write_prompts=prompts.jsonl --prompts=256
     python -m cosdiff_jax.evaluate --metric=clip|latent_clip|vae|llm|consistency
     python -m cosdiff_jax.evaluate --study=studies/diversity
 
 writes ``metrics.json`` and ``report.html`` and prints a table. ``--prompts`` is a number of
 held-out Scenes (or digits) prompts, made on the spot from ``--seed``, with the true distribution
 in a column of its own; or a file of prompts, of any published form, with ``--reference=DIR`` for
-real pictures if there are any. A measurement that was stopped goes on where it was. The other
-metrics are of the frozen networks alone.
+real pictures if there are any. ``--write_prompts`` writes held-out Scenes prompts as such a file,
+with what they mean, so that the oracle reads pictures that anything drew of them. A measurement
+that was stopped goes on where it was. The other metrics are of the frozen networks alone.
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ from cosdiff_jax import (
     columns,
     comparison,
     diverse,
+    drawn,
     neighbours,
     networks,
     perceptual,
@@ -37,8 +40,11 @@ from cosdiff_jax import (
     weights,
 )
 from cosdiff_jax.columns import Asked
+from cosdiff_jax.data import prompts
+from cosdiff_jax.data.prompts import Prompt
+from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.report import formulations, study
-from cosdiff_jax.survey import Eye, Survey, Surveyed
+from cosdiff_jax.survey import TOP_PERCENT, Eye, Survey, Surveyed
 
 FLAGS = flags.FLAGS
 _log = logging.getLogger("cosdiff_jax")
@@ -73,9 +79,10 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
         survey = Survey(
             folder=out / "measured" / entry.folder,
             eye=eye,
-            measures=[*columns.measures(models), *distances],
+            measures=[*columns.measures(models), *distances, *entry.measures],
             facts={**entry.facts, "eye": seen_by, **also},
             label=entry.name,
+            top_percent=asked.top_percent,
         )
         survey.run(entry.source, shard=shard, shards=shards)
         if shards > 1:
@@ -83,6 +90,13 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
         surveyed[entry.name] = survey.result()
     if shard:
         return {}
+    if asked.paired:
+        for entry in entries:
+            if entry.name != "reference" and "psnr" not in surveyed[entry.name].names:
+                _log.warning("--paired: %s has as many pictures of no prompt", entry.name)
+    facts = {k: v for k, v in dataclasses.asdict(asked).items() if v not in (None, ())}
+    if models:
+        facts["peak_memory"] = drawn.peak()[1]
     return comparison.write(
         out,
         [
@@ -95,7 +109,7 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
         reference=surveyed.get("reference"),
         eye=None if eye is None else eye.name,
         training=_training(asked, models, eye),
-        facts={k: v for k, v in dataclasses.asdict(asked).items() if v not in (None, ())},
+        facts=facts,
     )
 
 
@@ -110,6 +124,24 @@ def _training(
     if data.name == "folder":
         data.folder.longest = 1.0  # squares, as the eye sees them
     return neighbours.of_training(build.source(data, "train"), eye, asked.training)
+
+
+def write_prompts(file: str, number: str, num: int, seed: int) -> str:
+    """Held-out Scenes prompts, with what they mean, as a file that ``--prompts`` reads.
+
+    They are those on which a model is measured with the same number, ``num`` and seed.
+
+    Raises:
+      ValueError: no number of them, or the file is there already.
+    """
+    if not number.isdigit() or not int(number):
+        raise ValueError(f"--write_prompts writes a number of held-out --prompts, not {number!r}")
+    held = held_out(int(number), num, seed).asked()
+    prompts.write(
+        file,
+        [Prompt(text=x["caption"], key=x["key"], extra={"spec": x["spec"]}) for x in held],
+    )
+    return f"{number} held-out prompts of seed {seed}; pictures of KEY: DIR/KEY/*.png, 64 x 64"
 
 
 def _study(folder: Path, out: Path) -> str:
@@ -134,7 +166,9 @@ def define() -> None:
     flags.DEFINE_multi_string("model", [], "Embedded model or folder with weights; repeat")
     flags.DEFINE_multi_string("images", [], "Folder of anyone's pictures; repeat to compare")
     flags.DEFINE_string("prompts", None, "Number of held-out prompts (512), or a file of prompts")
+    flags.DEFINE_string("write_prompts", None, "File to write held-out Scenes prompts into")
     flags.DEFINE_string("reference", None, "Real pictures of the prompts of a file")
+    flags.DEFINE_bool("paired", False, "PSNR and SSIM with the reference, picture by picture")
     flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=2)
     flags.DEFINE_integer("steps", 25, "Solver steps", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Scale s; by default the recipe's")
@@ -145,6 +179,9 @@ def define() -> None:
     flags.DEFINE_string("clip", None, "CLIP that looks: embedded model or folder with weights")
     flags.DEFINE_string("vgg", None, "Folder of VGG16, from convert: distances within a prompt")
     flags.DEFINE_string("lpips", None, "Folder of LPIPS's published weights, to go with --vgg")
+    flags.DEFINE_float("top_percent", TOP_PERCENT, "Pairs in the top-k cosine, most alike first")
+    flags.DEFINE_string("read", None, "Texts read in --images: jsonl or csv of picture, text")
+    flags.DEFINE_string("answers", None, "MODULE:FUNCTION that answers the prompts' questions")
     flags.DEFINE_integer("training", 0, "Training pictures to search for copies", lower_bound=0)
     flags.DEFINE_bool("ema", True, "Averaged weights; --noema draws with a run's newest ones")
     flags.DEFINE_string("study", None, "Folder of a study: draws its rows instead of measuring")
@@ -165,6 +202,9 @@ def main(argv: list[str]) -> None:
         if FLAGS.study:
             out = Path(FLAGS.out or Path(FLAGS.study) / "report")
             text = _study(Path(FLAGS.study), out)
+        elif FLAGS.write_prompts:
+            out = Path(FLAGS.write_prompts)
+            text = write_prompts(str(out), FLAGS.prompts or "512", FLAGS.num, FLAGS.seed)
         elif FLAGS.metric == "pictures":
             models = (*FLAGS.model, *FLAGS.workdir)
             asked = Asked(
@@ -173,6 +213,7 @@ def main(argv: list[str]) -> None:
                 methods=tuple(FLAGS.method),
                 prompts=FLAGS.prompts,
                 reference=FLAGS.reference,
+                paired=FLAGS.paired,
                 num=FLAGS.num,
                 candidates=FLAGS.candidates,
                 steps=FLAGS.steps,
@@ -181,6 +222,9 @@ def main(argv: list[str]) -> None:
                 eye=FLAGS.clip,
                 vgg=FLAGS.vgg,
                 lpips=FLAGS.lpips,
+                top_percent=FLAGS.top_percent,
+                read=FLAGS.read,
+                answers=FLAGS.answers,
                 training=FLAGS.training,
                 ema=FLAGS.ema,
             )

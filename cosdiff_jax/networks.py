@@ -20,7 +20,7 @@ from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.metrics import consistency as consistency_lib
-from cosdiff_jax.metrics import psnr, retrieval
+from cosdiff_jax.metrics import psnr, retrieval, ssim
 from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.shapes import Batch
@@ -138,14 +138,16 @@ def retrieved(source: str, *, prompts: int, seed: int, role: str = "clip") -> Ta
 
 
 def restored(source: str, *, prompts: int, seed: int) -> Table:
-    """PSNR of held-out pictures that were encoded and decoded."""
+    """PSNR and SSIM of held-out pictures that were encoded and decoded."""
     vae, params, _ = network("vae", source)
     images = to_float(np.concatenate([i["images"] for i in held_out(prompts, 1, seed)]))
     restore = jax.jit(lambda params, x: vae.apply({"params": params}, x)[0])
-    state = psnr.init()
+    close, alike = psnr.init(), ssim.init()
     for rows in _chunks(prompts, 64):
-        state = psnr.update(state, images[rows], np.asarray(restore(params, images[rows])))
-    return psnr.result(state)
+        restored = np.asarray(restore(params, images[rows]))
+        close = psnr.update(close, images[rows], restored)
+        alike = ssim.update(alike, images[rows], restored)
+    return {**psnr.result(close), **ssim.result(alike)}
 
 
 def foretold(source: str, *, prompts: int, seed: int) -> Table:

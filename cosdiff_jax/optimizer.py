@@ -134,7 +134,7 @@ def accumulated(value_and_grad: Callable, parts: int) -> Callable:
 
     Loss, logs and gradients are the mean over the parts: space falls by their number, the batch
     stays what the config says. Part i takes prompts i, i + parts, ...: every device splits its
-    own rows. What the objective remembers goes from part to part.
+    own rows. What the objective remembers goes from part to part; the step is the same for all.
 
     Args:
       value_and_grad: returns ``((loss, (logs, memory)), grads)``.

@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -131,8 +130,3 @@ def constrain(x: jax.Array, placement: Spec = ROWS) -> jax.Array:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device: for scalars and keys."""
     return NamedSharding(mesh, Spec())
-
-
-def mean_over_rows(logs: dict[str, jax.Array]) -> dict[str, float]:
-    """Scalars of one step, as Python floats on this host."""
-    return {name: float(jnp.asarray(value)) for name, value in logs.items()}

@@ -123,6 +123,7 @@ class Survey:
       measures: what else is computed of each prompt.
       facts: what the numbers depend on; a folder begun under other facts is refused.
       label: of the progress bar.
+      top_percent: share of a prompt's pairs, the most alike, in ``top_cosine``; one of the facts.
     """
 
     folder: Path
@@ -130,6 +131,7 @@ class Survey:
     measures: Sequence[Measure] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     label: str = "Measuring"
+    top_percent: float = TOP_PERCENT
 
     def run(self, source: Source, *, shard: int = 0, shards: int = 1) -> None:
         """Measure this host's prompts, from the first that is not measured yet.
@@ -210,7 +212,7 @@ class Survey:
         for (index, group), f in zip(groups, seen, strict=True):
             found = {}
             if self.eye is not None and f is not None:
-                found |= of_features(f, self.eye.read(group["caption"]))
+                found |= of_features(f, self.eye.read(group["caption"]), self.top_percent)
             for measure in self.measures:
                 found |= measure(group["images"], group)
             row = {
@@ -224,7 +226,10 @@ class Survey:
 
     def _claim(self, prompts: int, shard: int, shards: int) -> None:
         place = self.folder / "survey.json"
-        facts = json.loads(json.dumps({**self.facts, "prompts": prompts, "shards": shards}))
+        known: dict[str, float] = {"prompts": prompts, "shards": shards}
+        if self.eye is not None:
+            known["top_percent"] = self.top_percent
+        facts = json.loads(json.dumps({**self.facts, **known}))
         if place.exists():
             before = json.loads(place.read_text())
             changed = sorted(k for k in {*before, *facts} if before.get(k) != facts.get(k))
@@ -248,18 +253,21 @@ class Survey:
 
 
 def of_features(
-    f: Float[np.ndarray, "K F"], text: Float[np.ndarray, " F"] | None
+    f: Float[np.ndarray, "K F"],
+    text: Float[np.ndarray, " F"] | None,
+    top_percent: float = TOP_PERCENT,
 ) -> dict[str, float]:
     """Measures of one prompt's pictures by their unit vectors.
 
-    ``mean_cosine``, ``top_cosine`` (of the most alike TOP_PERCENT of the pairs) and Vendi scores
-    of order 0.5, 1, 2 and infinity need two pictures; ``clip_score`` needs the caption's vector.
+    ``mean_cosine``, ``top_cosine`` (of the most alike ``top_percent`` % of the pairs) and Vendi
+    scores of order 0.5, 1, 2 and infinity need two pictures; ``clip_score`` needs the caption's
+    vector.
     """
     found = {} if text is None else {"clip_score": float(np.mean(f @ text))}
     if len(f) > 1:
         group = jnp.asarray(f)
         found["mean_cosine"] = float(similarity.mean_cosine(group))
-        found["top_cosine"] = float(similarity.top_cosine(group, TOP_PERCENT))
+        found["top_cosine"] = float(similarity.top_cosine(group, top_percent))
         scores = vendi.Vendi()
         found |= scores.result(scores.update(scores.init(), f[None]))
         found["vendi"] = found.pop("vendi_q1")

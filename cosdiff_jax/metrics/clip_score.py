@@ -29,6 +29,11 @@ def update(
     return Sums(state.cosine + float(cosine), state.pictures + image.shape[0] * image.shape[1])
 
 
+def merge(a: Sums, b: Sums) -> Sums:
+    """The state of both together."""
+    return Sums(a.cosine + b.cosine, a.pictures + b.pictures)
+
+
 def result(state: Sums) -> dict[str, float]:
     """``clip_score``: the mean cosine of picture and caption, in [-1, 1]; NaN of nothing.
 

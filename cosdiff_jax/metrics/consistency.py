@@ -36,6 +36,11 @@ def update(
     return Pairs([*state.hidden, np.asarray(hidden)], [*state.image, mean])
 
 
+def merge(a: Pairs, b: Pairs) -> Pairs:
+    """The state of both together; the halves are those of all prompts, first a's, then b's."""
+    return Pairs(a.hidden + b.hidden, a.image + b.image)
+
+
 def result(
     state: Pairs, projection: Projection | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:

@@ -51,6 +51,11 @@ def update(
     return Sums(state.mean + mean, state.top + top, state.vendi + vendi, state.prompts + len(f))
 
 
+def merge(a: Sums, b: Sums) -> Sums:
+    """The state of both together."""
+    return Sums(a.mean + b.mean, a.top + b.top, a.vendi + b.vendi, a.prompts + b.prompts)
+
+
 def result(state: Sums) -> dict[str, float]:
     """``mean_cosine``, ``top_cosine`` and ``vendi`` score, means over prompts; NaN of nothing.
 

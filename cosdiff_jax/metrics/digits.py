@@ -110,6 +110,10 @@ class DigitMetric:
         entropy = sum(_entropy(row) for row in hands)
         return Counts(read_as, state.entropy + entropy, state.groups + prompts)
 
+    def merge(self, a: Counts, b: Counts) -> Counts:
+        """The state of both together."""
+        return Counts(a.read_as + b.read_as, a.entropy + b.entropy, a.groups + b.groups)
+
     def result(self, state: Counts) -> dict[str, float]:
         """``classifier_accuracy`` and ``meaningful_diversity``, both 0..1; NaN of nothing."""
         if not state.groups:

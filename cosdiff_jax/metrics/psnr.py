@@ -34,6 +34,11 @@ def update(
     return Sums(state.decibel + float(decibel.sum()), state.pictures + len(decibel))
 
 
+def merge(a: Sums, b: Sums) -> Sums:
+    """The state of both together."""
+    return Sums(a.decibel + b.decibel, a.pictures + b.pictures)
+
+
 def result(state: Sums) -> dict[str, float]:
     """``psnr``: the mean over pictures in dB; NaN of nothing."""
     return {"psnr": state.decibel / state.pictures if state.pictures else float("nan")}

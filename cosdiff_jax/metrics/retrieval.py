@@ -27,6 +27,11 @@ def update(
     return Pairs([*state.image, np.asarray(image)], [*state.text, np.asarray(text)])
 
 
+def merge(a: Pairs, b: Pairs) -> Pairs:
+    """The state of both together."""
+    return Pairs(a.image + b.image, a.text + b.text)
+
+
 def result(state: Pairs) -> dict[str, float]:
     """Shares of right first answers, chance being one over the number of pairs; NaN of nothing.
 

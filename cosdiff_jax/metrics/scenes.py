@@ -67,6 +67,14 @@ def update(state: Sums, images: Groups, specs: Sequence[Spec]) -> Sums:
     return Sums(total, number)
 
 
+def merge(a: Sums, b: Sums) -> Sums:
+    """The state of both together."""
+    return Sums(
+        {name: total + b.total[name] for name, total in a.total.items()},
+        {name: number + b.number[name] for name, number in a.number.items()},
+    )
+
+
 def result(state: Sums) -> dict[str, float]:
     """All of them in [0, 1]; what no caption asked for, or left open, is absent."""
     return {

@@ -71,7 +71,7 @@ class FuseDiT(nn.Module):
       patch: side of a square of latents that becomes one token.
       channels: c of the latents.
       position: positional encoding of image tokens (``position.Ape``, ``Rope1D``, ``Rope2D``,
-        ``MRope``).
+        ``ScaledRope2D``, ``MRope``).
       modulation: timestep conditioning (``modulation.AdaLnZero``, ``AdaLnSingle``, ``Addition``,
         ``Unconditioned``).
       attention: how text is read: from ``fusion`` the deep forms, from ``dit`` the shallow ones.

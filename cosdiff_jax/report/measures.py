@@ -67,7 +67,7 @@ ROWS = {
     "top_cosine": Measure(
         title="Intra-prompt top-k cosine",
         better="true",
-        meaning="the same, over the most similar pairs only",
+        meaning="the same, over the most similar 20 % of the pairs, or top_percent of this run",
     ),
     "vendi": Measure(
         title="Vendi score",
@@ -93,6 +93,18 @@ ROWS = {
     "clip_score": Measure(
         title="CLIP-score", better="higher", meaning="do picture and caption agree?"
     ),
+    "questions_yes": _share(
+        "Questions answered yes",
+        "mean probability of yes, by the answers of this run",
+        detail=False,
+    ),
+    "text_accuracy": _share(
+        "Text accuracy",
+        "1 - edits per character asked for; below 0 where far too much is written",
+        detail=False,
+    ),
+    "text_hit_rate": _share("Text hit rate", "characters asked for that were read, in their order"),
+    "text_availability": _share("Text availability", "pictures whose text was read without error"),
     "all": _share(
         "Oracle accuracy",
         "share of pictures in which all that the caption says is right",
@@ -137,12 +149,20 @@ ROWS = {
     "vendi_q2": Measure(title="Vendi score, q = 2", better="true", detail=True),
     "vendi_qinf": Measure(title="Vendi score, q = inf", better="true", detail=True),
     "frechet": Measure(
-        title="Frechet distance", better="lower", meaning="to real pictures of the same prompts"
+        title="Frechet distance",
+        better="lower",
+        meaning="to real pictures of the same prompts, over the features and with the number of "
+        "pictures of this run; no FID",
     ),
     "frechet_infinity": Measure(
         title="Frechet distance, n to infinity", better="lower", meaning="extrapolated", detail=True
     ),
-    "mmd": Measure(title="MMD x 1000", better="lower", meaning="biased, CMMD's form", detail=True),
+    "mmd": Measure(
+        title="MMD x 1000",
+        better="lower",
+        meaning="biased, CMMD's form, over the features of this run",
+        detail=True,
+    ),
     "mmd_unbiased": Measure(title="MMD x 1000, unbiased", better="lower", detail=True),
     "precision": _share("Precision", "share of pictures among the real ones"),
     "recall": _share("Recall", "share of real pictures among these"),
@@ -160,10 +180,17 @@ ROWS = {
         meaning="per prompt; guidance asks twice, or more",
     ),
     "seconds": Measure(title="Seconds", better="lower", meaning="per prompt, median"),
+    "peak_mib": Measure(
+        title="Peak memory, MiB",
+        better="lower",
+        meaning="of the fullest device where its backend counts, else of the whole process, as "
+        "peak_memory says; of later columns no less",
+    ),
     "retrieval@1": _share("Retrieval@1", "held-out pairs matched, both ways", detail=False),
     "image_to_text@1": _share("Image to text@1"),
     "text_to_image@1": _share("Text to image@1"),
-    "psnr": Measure(title="PSNR", better="higher", meaning="decibels, held-out pictures"),
+    "psnr": Measure(title="PSNR", better="higher", meaning="decibels, to the original"),
+    "ssim": Measure(title="SSIM", better="higher", meaning="structure shared with the original"),
     "accuracy": _share("Next token right", detail=False),
     "perplexity": Measure(title="Perplexity", better="lower"),
     "loss": Measure(title="Loss", better="lower", meaning="held-out data"),

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def _wandb() -> Any:
 
 
 class Record:
-    """metrics.jsonl, TensorBoard events and, if asked for, a run at Weights & Biases.
+    """metrics.jsonl, held_out.jsonl, TensorBoard events and, if asked for, Weights & Biases.
 
     Args:
       workdir: the run's folder.
@@ -149,12 +149,11 @@ class Record:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # A bucket's files cannot be appended to: there the whole file is written now and then.
         self._append = "://" not in workdir
-        self._lines: list[str] = []
-        if self._path.exists():
-            # A line cut short by kill -9 is dropped with them.
-            whole = [line for line in self._path.read_text().split("\n") if line.endswith("}")]
-            self._lines = [line for line in whole if json.loads(line)["step"] <= step]
+        self._lines = _until(self._path, step)
+        self._seen_path = self._path.with_name("held_out.jsonl")
+        self._seen = _until(self._seen_path, step)
         self._flush()
+        _put(self._seen_path, self._seen)
         self._events = SummaryWriter(f"{workdir}/events", purge_step=step + 1)
         self._wandb = None if wandb is None else wandb.open(workdir, config or {})
 
@@ -180,6 +179,11 @@ class Record:
         if not self._host:
             return
         values = {f"held_out/{name}": value for name, value in table.items()}
+        if values:
+            # A run killed after a look and before its checkpoint looks again.
+            self._seen = [line for line in self._seen if json.loads(line)["step"] != step]
+            self._seen.append(json.dumps({"step": step, **values}))
+            _put(self._seen_path, self._seen)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         sheet = None if images is None else grid.grid(images, scale=1)
@@ -197,4 +201,19 @@ class Record:
                 self._wandb.run.finish()
 
     def _flush(self) -> None:
-        self._path.write_text("".join(line + "\n" for line in self._lines))
+        _put(self._path, self._lines)
+
+
+def _put(path: epath.Path, lines: Sequence[str]) -> None:
+    # Whole or not at all: a run may be killed here.
+    half = path.with_name(path.name + ".part")
+    half.write_text("".join(line + "\n" for line in lines))
+    half.replace(path)
+
+
+def _until(path: epath.Path, step: int) -> list[str]:
+    """The lines of a file up to a step; one cut short by kill -9 is dropped with the others."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().split("\n") if line.endswith("}")]
+    return [line for line in whole if json.loads(line)["step"] <= step]
