@@ -126,7 +126,7 @@ def objective() -> dict:
                 log_normal_sigma=dict(mean=-1.2, std=1.2),  # of ln(b_t / a_t)
             ),
             # alpha: of the times, 3.0 at 1024 pixels of side; double: as SD3's samplers do;
-            # reference: side of the latents that alpha is for, it grows with theirs; 0: as it is
+            # reference: side of the latents that alpha is for, scaled at another; 0: as it stands
             shift=dict(alpha=1.0, double=False, reference=0),
             spread=dict(  # of the times of a batch
                 name="independent",

@@ -58,6 +58,7 @@ class Asked:
       answers: MODULE:FUNCTION, a ``metrics.questions.Answers``.
       training: how many of the first model's training pictures are searched for copies.
       ema: whether models draw with their averaged weights or, runs only, with the newest.
+      sample: changes to the recipes' ``sample``, as "solver.name=heun".
     """
 
     models: Sequence[str] = ()
@@ -79,6 +80,7 @@ class Asked:
     answers: str | None = None
     training: int = 0
     ema: bool = True
+    sample: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.models and not self.images:
@@ -269,9 +271,9 @@ def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> En
     # Broken pictures are told before the measuring begins, not after an hour of it.
     found = Gallery(folder, prompts, size=size or 64, check=True)
     _log.warning(found.summary)
-    files = [file for index in range(len(found)) for file in found.names(index)]
-    stats = [(Path(folder).expanduser() / file).stat() for file in files]
-    state = [(f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
+    names = [name for index in range(len(found)) for name in found.names(index)]
+    stats = [(Path(folder).expanduser() / name).stat() for name in names]
+    state = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]
     asked = [dataclasses.asdict(prompt) for prompt in found.prompts]
     return Entry(name=name, source=found, facts={"images": _digest(state), "asked": _digest(asked)})
 
@@ -307,7 +309,7 @@ def _texts(entry: Entry, folder: str, told: Mapping[str, str], *, alone: bool) -
     plain = {files.normal(os.path.normpath(name)): text for name, text in told.items()}
     whole = {files.normal(os.path.abspath(name)): text for name, text in told.items()}
     found: dict[str, str] = {}
-    wanted = {prompt.key for prompt in pictures.prompts if prompt.extra.get("text")}
+    wanted = {p.key for p in pictures.prompts if str(p.extra.get("text") or "").strip()}
     keys = [prompt.key for prompt in pictures.prompts if prompt.key not in pictures.missing]
     for index, key in enumerate(keys):
         for name in pictures.names(index) if key in wanted else ():
@@ -336,25 +338,22 @@ def _texts(entry: Entry, folder: str, told: Mapping[str, str], *, alone: bool) -
 
 def _answered(function: str, entries: Sequence[Entry]) -> list[Entry]:
     """The columns with a user's answers to the prompts' questions."""
+    name = f"--answers={function}"
     try:
-        metric = questions.Questions(answers=questions.load(function), name=function)
+        metric = questions.Questions(answers=questions.load(function), name=name)
     except ValueError as error:
         raise ValueError(f"--answers={error}") from None
     for entry in entries:
-        said = [questions.asked(prompt) for prompt in _said(entry.source)]
-        if not any(said):
-            raise ValueError(f"--answers={function}: no prompt of {entry.name} has questions")
+        if not any([questions.asked(prompt) for prompt in _said(entry.source)]):
+            raise ValueError(f"{name}: no prompt of {entry.name} has questions")
 
     def ask(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
         return metric.result(metric.update(metric.init(), images[None], [questions.asked(group)]))
 
+    facts = {"answers": function}
     return [
-        dataclasses.replace(
-            entry,
-            facts={**entry.facts, "answers": function},
-            measures=[*entry.measures, ask],
-        )
-        for entry in entries
+        dataclasses.replace(e, facts={**e.facts, **facts}, measures=[*e.measures, ask])
+        for e in entries
     ]
 
 

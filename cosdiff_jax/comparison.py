@@ -102,13 +102,13 @@ def write(
             around = interval(np.array([near.mean() for near, _ in nearest[column.name]]))
             cell = {"mean": around.value, "low": around.low, "high": around.high}
             found[column.name]["nearest_training"] = cell
+    measured = {column.name: column.surveyed for column in columns}
+    if reference is not None:
+        measured["reference"] = reference
     about = {
         **(facts or {}),
         "features": eye,
-        "pictures": {
-            **{column.name: _pictures(column.surveyed) for column in columns},
-            **({} if reference is None else {"reference": _pictures(reference)}),
-        },
+        "pictures": {name: sum(row["num"] for row in s.rows) for name, s in measured.items()},
         "date": datetime.date.today().isoformat(),
         **facts_lib.machine(),
         "versions": facts_lib.versions(),
@@ -227,10 +227,6 @@ def _falling(
     title = f"Frechet distance of n pictures, {eye} features{lines}"
     heads = ["column", "n", "frechet", "fitted"]
     return figures.save(folder, "frechet_by_n", title, draw, [heads, *rows])
-
-
-def _pictures(surveyed: Surveyed) -> int:
-    return sum(row["num"] for row in surveyed.rows)
 
 
 def _nearest(surveyed: Surveyed, training: Neighbours) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -65,7 +65,9 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
       ValueError: something the user can put right, in one line.
     """
     roles = ("llm", "vae", "clip")
-    models = {name: trained.load(name, roles, ema=asked.ema) for name in asked.models}
+    models = {
+        name: trained.load(name, roles, ema=asked.ema, sample=asked.sample) for name in asked.models
+    }
     eye = columns.eye_of(asked, models)
     entries = columns.gather(asked, models, eye)
     # The name of a CLIP stays when its weights are replaced.
@@ -184,6 +186,7 @@ def define() -> None:
     flags.DEFINE_string("answers", None, "MODULE:FUNCTION that answers the prompts' questions")
     flags.DEFINE_integer("training", 0, "Training pictures to search for copies", lower_bound=0)
     flags.DEFINE_bool("ema", True, "Averaged weights; --noema draws with a run's newest ones")
+    flags.DEFINE_multi_string("sample", [], "field=value of the recipes' sample: solver.name=heun")
     flags.DEFINE_string("study", None, "Folder of a study: draws its rows instead of measuring")
     flags.DEFINE_string("out", None, "Folder; by default evaluation_METRIC in the first workdir")
     flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
@@ -227,6 +230,7 @@ def main(argv: list[str]) -> None:
                 answers=FLAGS.answers,
                 training=FLAGS.training,
                 ema=FLAGS.ema,
+                sample=tuple(FLAGS.sample),
             )
             found = pictures(asked, out)
             if not found:

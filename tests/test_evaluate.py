@@ -131,18 +131,18 @@ def test_consistency_is_told_for_every_layer_beside_chance(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "name", "least"),
+    ("metric", "least"),
     [
-        ("vae", "psnr", 25),
-        ("vae", "ssim", 0.9),
-        ("llm", "accuracy", 0.3),
-        ("latent_clip", "retrieval@1", 0.9),
+        ("vae", {"psnr": 25, "ssim": 0.9}),
+        ("llm", {"accuracy": 0.3}),
+        ("latent_clip", {"retrieval@1": 0.9}),
     ],
 )
-def test_frozen_networks_know_something(tmp_path, metric, name, least):
+def test_frozen_networks_know_something(tmp_path, metric, least):
     networks.measured(metric, [], tmp_path, prompts="8", num=2, seed=0)
     kept = json.loads((tmp_path / "metrics.json").read_text())
-    assert kept["source"] == networks.ASSETS[metric] and kept["value"][name] > least
+    assert kept["source"] == networks.ASSETS[metric]
+    assert all(kept["value"][name] > value for name, value in least.items())
 
 
 def test_the_command_ends_with_one_line_and_no_traceback(tmp_path):
@@ -279,7 +279,7 @@ def said_of(asked):
     for entry in columns.gather(asked, {}, None):
         groups = [entry.source[index] for index in range(len(entry.source))]
         found[entry.name] = [
-            {k: v for measure in entry.measures for k, v in measure(g["images"], g).items()}
+            {k: v for m in entry.measures for k, v in m(g["images"], g).items() if v == v}
             for g in groups
         ]
     return found
@@ -352,7 +352,7 @@ def test_a_users_own_answers(foreign, monkeypatch):
     asked = {"images": (str(foreign / "made"),), "prompts": add(foreign, questions=["1?", "2?"])}
     (rows,) = said_of(evaluate.Asked(answers="some_eyes:look", **asked)).values()
     assert rows == [{"questions_yes": 0.25}, {}, {}, {}]
-    with pytest.raises(ValueError, match=r"^some_eyes:blind returned shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"^--answers=some_eyes:blind returned shape \(1,\)"):
         said_of(evaluate.Asked(answers="some_eyes:blind", **asked))
     with pytest.raises(ValueError, match="--answers=some_ears:hear: no such MODULE:FUNCTION"):
         said_of(evaluate.Asked(answers="some_ears:hear", **asked))
