@@ -101,10 +101,9 @@ def write(path: str | pathlib.Path, prompts: Iterable[Prompt]) -> None:
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.writelines(lines)
-    except FileExistsError:
-        raise ValueError(f"{path} is there already: name another file or delete it") from None
+        if path.exists():
+            raise ValueError(f"{path} is there already: name another file or delete it")
+        path.write_text("".join(lines), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 
