@@ -241,7 +241,7 @@ def test_no_choice_of_the_menu_is_left_out():
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(number, marks=[pytest.mark.slow] * (number > 1), id=name)
+        pytest.param(number, marks=[pytest.mark.slow] * (number > 0), id=name)
         for number, name in enumerate(CHOICES["feature"])
     ],
 )

@@ -216,7 +216,13 @@ SPREAD = {
 }
 
 
-@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("vendi", "sampled", "cosine")))
+        for name in SPREAD
+    ],
+)
 def test_the_terms_on_a_mesh_equal_those_on_one_device(batch, name):
     """Each prompt's samples lie on two devices; the second step reads what the first has left."""
     (term, form), weight = *SPREAD[name].items(), schedule.Constant(value=1.0)
