@@ -58,7 +58,7 @@ class Target(Protocol):
           measure: how alike a group is.
           real: features of real pictures, where they are read.
           key: for a measure that draws.
-          distinct: marks those of the real pictures that repeat no other; None where all do.
+          distinct: marks the real pictures that repeat no other; None where there are no repeats.
         """
         ...
 
@@ -158,7 +158,7 @@ class CosineDiversity:
 
         Args:
           mask: marks the samples that count.
-          distinct: marks the real pictures that repeat no other; None where all do.
+          distinct: marks the real pictures that repeat no other; None where there are no repeats.
         """
         asked = _pairs(mask)
         if self.reads_real and distinct is not None:
@@ -189,8 +189,8 @@ class CosineDiversity:
           memory: as ``start`` or ``after`` gave it.
           prompt: number of each prompt, where there is a bank.
           key: for a measure that draws.
-          distinct: marks the real pictures that repeat no other; None where all do. A prompt that
-            is not ``asked`` costs nothing.
+          distinct: marks the real pictures that repeat no other; None where there are no repeats. A
+            prompt that is not ``asked`` costs nothing.
 
         Raises:
           ValueError: a bank, and nobody says which prompts these are.
