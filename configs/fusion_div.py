@@ -2,7 +2,7 @@
 
 python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
 
-80 steps, 9 min on two cores of an AMD EPYC from command to report; the numbers are in
+80 steps, 9 to 13 min on two cores of an AMD EPYC from command to report; the numbers are in
 benchmarks/results/fusion_div.json.
 """
 
