@@ -1,17 +1,15 @@
 """A model's pictures as a source of groups, drawn when they are asked for."""
 
 import dataclasses
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from cosdiff_jax.diverse import Samples
+from cosdiff_jax.report import facts
 
 
 @runtime_checkable
@@ -33,7 +31,7 @@ class DrawnGroups:
     """Groups of pictures of given prompts.
 
     A group is its prompt's fields with "images" and what they cost: "cost" holds ``evaluations``
-    of the velocity, ``seconds`` and ``peak_mib``, see ``peak``. Neighbouring prompts are drawn
+    of the velocity, ``seconds`` and ``peak_mib`` (``facts.peak``). Neighbouring prompts are drawn
     together; what a prompt gets does not depend on that.
 
     Attributes:
@@ -65,7 +63,7 @@ class DrawnGroups:
             began = time.perf_counter()
             self._samples = self._drawn(range(first, first + together))
             self._first, self._seconds = first, (time.perf_counter() - began) / together
-            self._peak, _ = peak()
+            self._peak, _ = facts.peak()
         samples, cost = self._samples, {"seconds": self._seconds, "peak_mib": self._peak}
         cost["evaluations"] = samples.evaluations
         return {**self.prompts[index], "images": samples.images[index - first], "cost": cost}
@@ -87,18 +85,3 @@ class DrawnGroups:
         numbers = [*indices, *range(self._together - len(indices))]
         captions = [self.prompts[number % len(self)]["caption"] for number in numbers]
         return self.draw(captions, seed=self.seed)
-
-
-def peak() -> tuple[float, str]:
-    """The most memory that was ever in use, in MiB, and whose: the "device" or the "process".
-
-    The fullest device's where its backend counts, else all that the process held. Neither can be
-    set back: what is drawn later never reads lower.
-    """
-    counts = [device.memory_stats() or {} for device in jax.local_devices()]
-    held = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
-    if held:
-        return max(held) / 2**20, "device"
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, "process"

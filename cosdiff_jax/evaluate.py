@@ -32,7 +32,6 @@ from cosdiff_jax import (
     columns,
     comparison,
     diverse,
-    drawn,
     neighbours,
     networks,
     perceptual,
@@ -43,6 +42,7 @@ from cosdiff_jax.columns import Asked
 from cosdiff_jax.data import prompts
 from cosdiff_jax.data.prompts import Prompt
 from cosdiff_jax.data.scenes.held_out import held_out
+from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import formulations, study
 from cosdiff_jax.survey import TOP_PERCENT, Eye, Survey, Surveyed
 
@@ -98,7 +98,7 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
                 _log.warning("--paired: %s has as many pictures of no prompt", entry.name)
     facts = {k: v for k, v in dataclasses.asdict(asked).items() if v not in (None, ())}
     if models:
-        facts["peak_memory"] = drawn.peak()[1]
+        facts["peak_memory"] = facts_lib.peak()[1]
     return comparison.write(
         out,
         [

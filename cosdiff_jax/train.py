@@ -212,17 +212,32 @@ def load_pictures(stem: epath.Path) -> np.ndarray:
 
 
 def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
-    """report.html: the first and the last look beside the true distribution, curves, facts."""
+    """The first and the last look beside the true distribution: report.html and report.json."""
     if jax.process_index():
         return
     first, last = (epath.Path(workdir) / "samples" / f"step_{n:07d}" for n in (0, config.steps))
     tables = [json.loads(stem.with_suffix(".json").read_text()) for stem in (first, last)]
-    facts = {
-        "wall time": facts_lib.duration(seconds),
+    peak, whose = facts_lib.peak()
+    result = {
+        "seconds": round(seconds),
         "steps": config.steps,
         "seed": config.seed,
+        f"{whose}_peak_mib": round(peak),
         "machine": facts_lib.machine(),
         "versions": facts_lib.versions(),
+        "before": tables[0],
+        "after": tables[1],
+        "true": job.judge.truth,
+    }
+    place = epath.Path(workdir) / "report.json"
+    place.write_text(json.dumps(result, indent=1) + "\n")
+    facts = {
+        "wall time": facts_lib.duration(seconds),
+        "peak memory": f"{peak / 1024:.1f} GiB of the {whose}",
+        "steps": config.steps,
+        "seed": config.seed,
+        "machine": result["machine"],
+        "versions": result["versions"],
     }
     nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
     before = after = nothing

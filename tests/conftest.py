@@ -11,15 +11,14 @@ os.environ["XLA_FLAGS"] = (
 # Said in the environment, for the commands that tests start compile the same programs.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parent.parent / ".jax_cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Most programs here run once, and compiling them is most of the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax
 import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most programs here run once, and compiling them is most of the time. Commands that tests start
-# are processes of their own, compiled as they always are.
-jax.config.update("jax_disable_most_optimizations", True)
 
 # Shapes and dtypes of every annotated function are checked while the tests run, and only then.
 _hook = jaxtyping.install_import_hook("cosdiff_jax", "beartype.beartype")

@@ -1,14 +1,8 @@
 """A model's pictures as a source: drawn in chunks, the same whatever the chunks."""
 
-import pathlib
-import re
-import types
-
-import jax
 import numpy as np
 import pytest
 
-from cosdiff_jax import drawn
 from cosdiff_jax.data.scenes import grammar
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import Samples
@@ -51,20 +45,6 @@ def test_every_prompt_gets_its_own_pictures(rows):
     again = source.several([6, 0, 3])
     assert [images.ravel().tolist() for images in again] == [[7, 9], [1, 9], [4, 9]]
     assert {len(call) for call in draw.calls} == {together}
-
-
-def test_the_peak_is_the_fullest_devices_or_else_the_processes(monkeypatch):
-    value, whose = drawn.peak()
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():
-        (most,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert whose == "process" and value == pytest.approx(int(most) / 1024, rel=0.05)
-
-    def device(peak):
-        return types.SimpleNamespace(memory_stats=lambda: peak and {"peak_bytes_in_use": peak})
-
-    monkeypatch.setattr(jax, "local_devices", lambda: [device(2**21), device(2**23), device(None)])
-    assert drawn.peak() == (8.0, "device")
 
 
 def test_held_out_prompts_are_distinct_and_held_out():

@@ -101,6 +101,10 @@ def test_leaves_everything_behind(whole):
     page = (whole / "report.html").read_text()
     assert "Meaningful diversity" in page and "data:image/png;base64" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    result = json.loads((whole / "report.json").read_text())
+    assert result["before"].keys() == result["after"].keys() > {"mean_cosine", "all"}
+    assert result["true"]["all"] == 1 and result["process_peak_mib"] > 100
+    assert result["steps"] == STEPS and result["seconds"] > 0
     assert {"model.safetensors", "config.json", "recipe.json", "MODEL_CARD.md"} <= {
         p.name for p in (whole / "model").iterdir()
     }

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import resource
+import sys
 from importlib import metadata
 
 import jax
@@ -44,6 +46,21 @@ def duration(seconds: float | int) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def peak() -> tuple[float, str]:
+    """The most memory that was ever in use, in MiB, and whose: the "device" or the "process".
+
+    The fullest device's where its backend counts, else all that the process held. Neither can be
+    set back: what is drawn later never reads lower.
+    """
+    counts = [device.memory_stats() or {} for device in jax.local_devices()]
+    held = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
+    if held:
+        return max(held) / 2**20, "device"
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, "process"
 
 
 def _processor() -> str:

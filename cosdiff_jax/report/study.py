@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from scipy import stats
+from scipy import special
 
 from cosdiff_jax.metrics import pareto
 from cosdiff_jax.report import figures
@@ -94,7 +94,7 @@ class Setting:
         mean = float(values.mean())
         if len(values) < 2:
             return {"mean": mean}
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+        half = special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values))
         return {"mean": mean, "low": mean - float(half), "high": mean + float(half)}
 
 
