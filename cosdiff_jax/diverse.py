@@ -6,7 +6,7 @@ which of more candidates are kept. Methods of different parts act together.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -272,20 +272,26 @@ class DiverseSampler:
             selection=self._selection,
         )
 
-    @cached_property
+    @property
     def look(self) -> Callable:
         """(frozen, pictures "B X Y C" in [-1, 1]) -> what CLIP sees, unit vectors "B F"."""
         assert self._view is not None
-        return jax.jit(self._view)
+        return _looking(self._view)[0]
 
-    @cached_property
+    @property
     def _said(self) -> Callable:
         assert self._view is not None
-        return jax.jit(self._view.text)
+        return _looking(self._view)[1]
 
     @cached_property
     def _choose(self) -> Callable:
         return jax.jit(jax.vmap(lambda f, score: self._selection(f, score, self.num)))
+
+
+@lru_cache(maxsize=8)
+def _looking(view: ClipFeature) -> tuple[Callable, Callable]:
+    """Of pictures and of captions; compiled once for all samplers that look through it."""
+    return jax.jit(view), jax.jit(view.text)
 
 
 def diverse_samples(

@@ -180,28 +180,15 @@ class Sampler:
             drawn.append(np.concatenate(columns, axis=1)[:, :num])
         return np.concatenate(drawn)[:prompts]
 
-    @functools.cached_property
+    @property
     def start(self) -> Callable[[jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]:
         """(key, seeds "P", K) -> starting points "P K h w c", and one key "P K" for each."""
+        return _starting(self.noise, self.shape)
 
-        def start(key: jax.Array, seeds: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
-            def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-                own = jax.random.fold_in(key, seed)
-                keys = jax.vmap(lambda k: jax.random.fold_in(own, k))(jnp.arange(number))
-                return self.noise(own, number, self.shape), keys
-
-            return jax.vmap(one)(seeds)
-
-        return jax.jit(start, static_argnums=2)
-
-    @functools.cached_property
+    @property
     def read(self) -> Callable[..., tuple[TextStream, TextStream]]:
         """(frozen, tokens, mask) -> the captions' streams and the empty caption's."""
-
-        def read(frozen, tokens, mask):
-            return captions.read(self.language_model, frozen["llm"], self.backbone, tokens, mask)
-
-        return jax.jit(read)
+        return _reading(self.language_model, self.backbone)
 
     def velocity(
         self,
@@ -316,6 +303,28 @@ class Sampler:
         z = self.solver(velocity, z, self.steps, key=_solvers(keys))
         images = self.pictures(frozen, z)
         return images.reshape(*start.shape[:2], *images.shape[1:])
+
+
+# Compiled once for all samplers that start or read alike, whatever else they differ in.
+@functools.lru_cache(maxsize=32)
+def _starting(noise: noises.Noise, shape: tuple[int, int, int]) -> Callable:
+    def start(key: jax.Array, seeds: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+        def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+            own = jax.random.fold_in(key, seed)
+            keys = jax.vmap(lambda k: jax.random.fold_in(own, k))(jnp.arange(number))
+            return noise(own, number, shape), keys
+
+        return jax.vmap(one)(seeds)
+
+    return jax.jit(start, static_argnums=2)
+
+
+@functools.lru_cache(maxsize=32)
+def _reading(language_model: nn.Module, backbone: nn.Module) -> Callable:
+    def read(frozen: Frozen, tokens: jax.Array, mask: jax.Array) -> tuple[TextStream, TextStream]:
+        return captions.read(language_model, frozen["llm"], backbone, tokens, mask)
+
+    return jax.jit(read)
 
 
 # Stands for whatever scale is asked for; any number but 1.

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from cosdiff_jax.diversity import similarity
-from cosdiff_jax.diversity.noise import Repelled
+from cosdiff_jax.diversity.noise import Independent, Repelled
 from cosdiff_jax.diversity.repulsion import ParticleGuidance, Svgd
 from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.flow.composed import Composed
@@ -59,11 +60,10 @@ PARAMS, FROZEN, KEY = {"gain": jnp.ones(())}, {"llm": {}}, jax.random.key(3)
 
 def draw(num, rows=64, prompts=slice(None), seeds=None, key=KEY, **fields):
     sampler = Sampler(
-        language_model=LanguageModel(),
         vae=None,
         shape=(2, 2, 1),
         rows=rows,
-        **({"backbone": Backbone(), "steps": 4} | fields),
+        **({"backbone": Backbone(), "language_model": LanguageModel(), "steps": 4} | fields),
     )
     seeds = np.arange(5)[prompts] if seeds is None else seeds
     return sampler(PARAMS, FROZEN, TOKENS[prompts], MASK[prompts], key, num=num, seeds=seeds)
@@ -142,7 +142,7 @@ def test_what_is_skipped_is_asked_of_the_same_network():
 
 
 def test_another_scale_or_seed_is_not_compiled_again():
-    seen = []
+    seen, traced_parts = [], []
 
     class Watched(Backbone):
         @nn.compact
@@ -150,16 +150,31 @@ def test_another_scale_or_seed_is_not_compiled_again():
             seen.append(z.shape[0])
             return super().__call__(z, t, text)
 
+    class Reader(LanguageModel):
+        @nn.compact
+        def __call__(self, tokens, mask, *, rotate=True, layers=False):
+            traced_parts.append("text")
+            return super().__call__(tokens, mask, rotate=rotate, layers=layers)
+
+    @dataclasses.dataclass(frozen=True)
+    class Start:
+        def __call__(self, key, number, shape):
+            traced_parts.append("noise")
+            return Independent()(key, number, shape)
+
     def at(scale, seed):
         guidance, key = ClassifierFree(scale=scale), jax.random.key(seed)
-        return draw(2, backbone=Watched(), guidance=guidance, key=key)
+        own = {"backbone": Watched(), "language_model": Reader(), "noise": Start()}
+        return draw(2, guidance=guidance, key=key, **own)
 
     first = at(3.0, 0)
     traced = len(seen)
     assert traced > 0
     assert not np.array_equal(at(3.0, 1), first)
+    parts = list(traced_parts)
+    assert set(parts) == {"text", "noise"}
     second = at(5.0, 0)
-    assert len(seen) == traced
+    assert len(seen) == traced and traced_parts == parts
     # The answer is that of the scale asked for, not of the one compiled first.
     assert not np.array_equal(second, first)
     np.testing.assert_array_equal(at(3.0, 0), first)
