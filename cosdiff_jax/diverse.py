@@ -187,16 +187,16 @@ class DiverseSampler:
         if pruning is None:
             drawn = self._sampler(*asked, num=self.total, seeds=seeds)
             left = np.tile(np.arange(self.total), (len(prompts), 1))
-            evaluations = self.total * self._sampler.evaluations
         else:
             drawn, left = pruning(*asked, candidates=self.total, num=self.num, seeds=seeds)
-            evaluations = pruning.evaluations(self.total, self.num)
         images, f, score = grid.to_bytes(drawn), None, None
         if self._view is not None:
             f = np.stack([np.asarray(self.look(model.frozen, to_float(x))) for x in images])
             said = np.asarray(self._said(model.frozen, tokens, mask))
             score = np.einsum("pmf,pf->pm", f, said)
-        return Candidates(images=images, number=left, f=f, score=score, evaluations=evaluations)
+        return Candidates(
+            images=images, number=left, f=f, score=score, evaluations=self.evaluations
+        )
 
     def choose(self, drawn: Candidates) -> Samples:
         """The k of each prompt that are kept; candidates may be another sampler's."""
@@ -235,6 +235,13 @@ class DiverseSampler:
     def total(self) -> int:
         """Pictures of a prompt that are drawn, to be kept or to choose from."""
         return self.candidates or (4 * self.num if self._chooses else self.num)
+
+    @property
+    def evaluations(self) -> int:
+        """Of the velocity, for one prompt, those of a descent included."""
+        if self._pruning is not None:
+            return self._pruning.evaluations(self.total, self.num)
+        return self.total * self._sampler.evaluations
 
     @cached_property
     def config(self) -> Any:

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks import methods, sensitivity, similarity
 from configs import fusion_base, fusion_div
-from configs.study import diversity
-from cosdiff_jax import diverse, study
+from configs.study import comparison, diversity
+from cosdiff_jax import diverse, study, trained
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import study as report
 
@@ -71,7 +71,7 @@ def test_the_sweeps_change_one_thing_alone(preset):
 def test_every_change_fits_its_recipe():
     """The command line refuses a field that the menu lacks; here before anything is trained."""
     recipes = {"configs/fusion_base.py": fusion_base, "configs/fusion_div.py": fusion_div}
-    found = list(study.points(diversity.get_config()))
+    found = [*study.points(diversity.get_config()), *study.points(comparison.get_config())]
     for recipe, flags in {(point["recipe"], point["flags"]) for point in found}:
         config = recipes[recipe].get_config()
         for change in shlex.split(flags):
@@ -80,6 +80,33 @@ def test_every_change_fits_its_recipe():
                 assert part in place, change
                 place = place[part]
             assert place is not None, change  # of no type, so that nothing can be put there
+
+
+def test_every_way_of_the_comparison_costs_the_same(folder):
+    """In calls of the network, as the sampler itself counts what it does."""
+    config = comparison.get_config()
+    model = trained.load(folder, ("llm", "vae", "clip"))
+    base, *trainings = config.trainings
+    draws = [*base["draws"], *config.draws]
+    assert {name for draw in draws for name in draw["method"].split("+")} == set(diverse.METHODS)
+    for draw in draws:
+        names = ("method", "num", "candidates", "steps", "guidance")
+        sampler = diverse.DiverseSampler(
+            model=model, **{name: draw[name] for name in names if name in draw}
+        )
+        weaker = draw["method"] in ("skip_layer", "perturbed_attention")
+        fields = 1 if draw["guidance"] == 1 else 3 if weaker else 2
+        calls = sampler.evaluations * fields
+        most = comparison.CALLS // 2 if fields == 1 else comparison.CALLS
+        assert 0.95 * most <= calls <= most, draw
+    found = list(study.points(config))
+    assert f"{len(found)} drawings" in " ".join(comparison.__doc__.split())
+    assert len(found) == 3 * (len(base["draws"]) + len(trainings) * len(config.draws))
+    assert len({study._digest(point) for point in found}) == len(found)
+    small = list(study.points(comparison.get_config("small")))
+    assert len(small) * 3 == len(found) and {point["prompts"] for point in small} == {64}
+    with pytest.raises(ValueError, match="there are small, tiny"):
+        comparison.get_config("half")
 
 
 class Commands:
