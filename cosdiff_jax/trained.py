@@ -46,11 +46,7 @@ class Trained:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(X, Y, C) of its pictures."""
-        data = self.config.data
-        if data.name == "digits":
-            return 8, 8, 1
-        side = data.folder.size if data.name == "folder" else 64
-        return side, side, 3
+        return build.picture_shape(self.config.data)
 
     @property
     def digests(self) -> dict[str, str]:
