@@ -3,7 +3,7 @@
 python -m cosdiff_jax.study --config=configs/study/diversity.py:fraction --workdir=studies/diversity
 python -m cosdiff_jax.evaluate --study=studies/diversity
 
-Most trainings are fine-tunings of the base model (``configs/fusion_div.py``, 80 steps of 32
+Most trainings are fine-tunings of the base model (``configs/fusion_div.py``, 60 steps of 32
 pictures): over lambda, the weight of the diversity term, from 0, and at lambda 1 over K, the
 pictures of a prompt, with as many fewer prompts. All read the same pictures, of which 16 of each
 prompt are kept. Six small models from scratch (``configs/fusion_base.py``, 1,000 steps) tell how
