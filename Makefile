@@ -33,7 +33,7 @@ slow: env
 
 # Every cell runs on the embedded models; what a notebook shows is not kept.
 notebooks: .venv/notebooks
-	$(PY) -m pytest -o addopts= -q -p no:cacheprovider --nbmake --nbmake-timeout=600 notebooks
+	$(PY) -m pytest -o addopts= -q -n 2 -p no:cacheprovider --nbmake --nbmake-timeout=600 notebooks
 
 .venv/notebooks: .venv/ready
 	@$(PIP) --no-build-isolation --editable ".[notebooks]"

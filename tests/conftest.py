@@ -24,6 +24,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = jaxtyping.install_import_hook("cosdiff_jax", "beartype.beartype")
 
 
+# The files that last longest, each on one worker: started last, they would run on alone.
+LONG = ("test_train.py", "test_evaluate.py", "test_generate.py", "test_job.py", "test_fuse_dit.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """What a finished run leaves: an untrained tiny model in pixel space."""
