@@ -7,11 +7,11 @@ The embedded base model and the main job's model, 8 pictures of each of 256 held
 three languages, guidance 5, three seeds. Whatever the method, a prompt costs at most 800 calls of
 the network and no less than 760: what chooses among more candidates takes fewer steps, what looks
 ahead or asks a weaker network as well has fewer left. (A gradient through a rollout is not counted
-as a call.) The base model without guidance is there to say what guidance took away.
+as a call.) The base model without guidance, at half the price, says what guidance took away.
 
 On two CPU cores a drawing of 256 prompts should take about 20 minutes and a training 10: 105
 drawings and 6 trainings are 36 hours, an estimate. ``:small`` is all of it with 64 prompts and one
-seed, 3.3 hours; its numbers are not part of the whole. ``:tiny`` is for tests.
+seed, 3.3 hours; its numbers are not part of the whole.
 """
 
 from typing import Any
@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 NUM, GUIDANCE = 8, 5.0
 CALLS = 800  # of the network, for one prompt; guidance takes two
 
-_STEPS = 50
 _AT_ONCE = (
     *("independent", "orthogonal", "antithetic", "repelled", "low_frequency", "slerp"),
     *("particle", "particle_clip", "svgd", "diverse_flow", "cads", "interval", "free_start"),
@@ -30,57 +29,45 @@ _SELECTIONS = ("max_min", "min_sum", "relevance", "volume", "medoids", "programm
 _TOGETHER = ("free_start", "interval", "cads", "particle")
 
 
+def _draw(method: str, **own: Any) -> dict[str, Any]:
+    return dict(method=method, num=NUM, **{"guidance": GUIDANCE, **own})
+
+
 def _chosen(method: str) -> dict[str, Any]:
-    return dict(method=method, candidates=16, steps=25)
+    return _draw(method, candidates=16, steps=25)
 
 
 def get_config(preset: str = ""):
     """The grid."""
-    draws: list[dict[str, Any]] = [dict(method=name, steps=_STEPS) for name in _AT_ONCE]
-    draws += [_chosen(name) for name in _SELECTIONS]
-    draws += [_chosen(f"{name}+relevance") for name in _TOGETHER]
-    draws += [
-        dict(method="descent", steps=18),  # and 8 moves, each after a rollout of 4
+    draws = [
+        _draw("independent", guidance=1.0),
+        *map(_draw, _AT_ONCE),
+        *map(_chosen, _SELECTIONS),
+        *(_chosen(f"{name}+relevance") for name in _TOGETHER),
+        _draw("descent", steps=18),  # and 8 moves, each after a rollout of 4
         # A third network beside the two of guidance.
-        *(dict(method=name, steps=33) for name in ("skip_layer", "perturbed_attention")),
-        dict(method="pruning", candidates=32, steps=45),
-        dict(method="late_pruning", candidates=16, steps=32),
+        *(_draw(name, steps=33) for name in ("skip_layer", "perturbed_attention")),
+        _draw("pruning", candidates=32, steps=45),
+        _draw("late_pruning", candidates=16, steps=32),
     ]
-    draws = [dict(num=NUM, guidance=GUIDANCE, **draw) for draw in draws]
-    unguided = dict(method="independent", num=NUM, guidance=1.0, steps=_STEPS)
-    best = [
-        dict(num=NUM, guidance=GUIDANCE, **draw)
-        for draw in (
-            dict(method="independent", steps=_STEPS),
-            _chosen("relevance"),
-            _chosen("free_start+relevance"),
-        )
-    ]
+    best = [_draw("independent"), _chosen("relevance"), _chosen("free_start+relevance")]
     off = "objective.flow_matching.diversity.name=none"
     config = ConfigDict(
         dict(
             recipe="configs/fusion_div.py",
             trainings=[
-                dict(
-                    name="base", labels={}, flags=(), model="fusion_base", draws=[unguided, *draws]
-                ),
+                dict(name="base", labels={}, flags=(), model="fusion_base", draws=draws),
                 dict(name="trained", labels={}, flags=()),
                 dict(name="aligned", labels={}, flags=(off,)),
             ],
             draws=best,
             seeds=(0, 1, 2),
             prompts=256,
-            steps=_STEPS,
+            steps=50,  # where a drawing does not say
         )
     )
     if preset == "small":
         config.update(prompts=64, seeds=(0,))
-    elif preset == "tiny":
-        config.update(recipe="configs/fusion_div.py:tiny", seeds=(0,), prompts=4, steps=2)
-        tiny = [dict(method=name, num=2, guidance=2.0) for name in ("independent", "cads")]
-        config.trainings = [dict(name="base", labels={}, flags=(), model="fusion_base", draws=tiny)]
     elif preset:
-        raise ValueError(
-            f"configs/study/comparison.py has no preset {preset!r}; there are small, tiny"
-        )
+        raise ValueError(f"configs/study/comparison.py has no preset {preset!r}; there is small")
     return config
