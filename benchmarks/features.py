@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosdiff_jax import build, trained
+from cosdiff_jax import build, modules, trained
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diversity import similarity
@@ -44,7 +44,7 @@ def views(model: trained.Trained, samples: int) -> tuple[dict[str, Any], dict[st
         config.objective.flow_matching.feature.name = name
         objective, needs = build.objective(config)
         made[name] = objective.feature
-        frozen |= build.frozen(config, tuple(key for key in needs if key not in frozen))
+        frozen |= modules.frozen(config, tuple(key for key in needs if key not in frozen))
     return made, jax.device_put(frozen)
 
 
@@ -72,7 +72,7 @@ def main() -> None:
 
     model = trained.load("fusion_base")
     features, frozen = views(model, args.samples)
-    vae = build.model("vae", model.config.vae)
+    vae = modules.model("vae", model.config.vae)
     encode = jax.jit(lambda p, x: vae.apply({"params": p}, x, method="to_latents"))
     true = held_out(args.prompts, args.samples, seed=0)
     items = [true[index] for index in range(args.prompts)]

@@ -1,14 +1,13 @@
 """The switchboard: a recipe becomes objects here and nowhere else.
 
 ``tables`` says which name stands for which constructor; here what depends on several parts of a
-recipe is put together: networks and their weights, data, objectives, the sampler. Below this file
-nobody sees a ConfigDict.
+recipe is put together: data, objectives, the sampler. ``modules`` makes the networks and loads
+their weights. Below these files nobody sees a ConfigDict.
 """
 
 import dataclasses
 import functools
 import json
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosdiff_jax import tables, weights
+from cosdiff_jax import modules, tables, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data import tokenizer as tokenizers
 from cosdiff_jax.data.scenes import grammar
@@ -37,48 +36,9 @@ from cosdiff_jax.objectives.contrastive import Contrastive
 from cosdiff_jax.objectives.flow_matching import FlowMatching
 from cosdiff_jax.objectives.next_token import NextToken
 from cosdiff_jax.sampler import Sampler
-from cosdiff_jax.shapes import Frozen, Params
 
-_log = logging.getLogger(__name__)
-
-# Key in Frozen -> role.
-FROZEN = {
-    "llm": "language_model",
-    "vae": "vae",
-    "clip": "clip",
-    "latent_clip": "latent_clip",
-    "vgg": "vgg",
-    "anchor": "backbone",
-}
 # The views that look through a network of their own: its key in Frozen and its role, too.
 LOOKING = ("clip", "latent_clip", "vgg")
-# Objective -> the role it trains.
-TRAINED = {
-    "next_token": "language_model",
-    "autoencoder": "vae",
-    "contrastive": "clip",
-    "contrastive_latents": "latent_clip",
-    "flow_matching": "backbone",
-}
-
-
-def resolve(entry: tables.Entry) -> tables.Entry:
-    """An entry that names an asset becomes the entry stored beside the asset's weights."""
-    return weights.entry(entry["asset"]["path"]) if entry["name"] == "asset" else entry
-
-
-def model(role: str, entry: tables.Entry) -> Any:
-    """The module of one role.
-
-    Raises:
-      ValueError: no such model, or no such asset.
-    """
-    return tables.make(tables.MODELS[role], resolve(entry))
-
-
-def parameters(entry: tables.Entry) -> Params | None:
-    """The weights of an entry that names an asset; None for a model that starts from scratch."""
-    return weights.load(entry["asset"]["path"]) if entry["name"] == "asset" else None
 
 
 def tokenizer(entry: tables.Entry) -> tokenizers.Tokenizer:
@@ -94,63 +54,6 @@ def source(data: Any, split: str, samples: int | None = None) -> groups.Source:
     return tables.make(tables.SOURCES, data, split=split, samples=samples or data.samples)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Models:
-    """The networks of a run; None where the config says "none" or nothing needs one."""
-
-    language_model: Any = None
-    vae: Any = None
-    clip: Any = None
-    latent_clip: Any = None
-    vgg: Any = None
-    backbone: Any = None
-
-
-def models(config: Any, roles: tuple[str, ...] = tuple(tables.MODELS)) -> Models:
-    """The modules of some roles."""
-    return Models(**{role: model(role, config[role]) for role in roles})
-
-
-def frozen(config: Any, roles: tuple[str, ...]) -> Frozen:
-    """Weights nobody trains, as numpy; a frozen network without an asset is random.
-
-    Args:
-      config: the recipe.
-      roles: keys of Frozen.
-    """
-    found: Frozen = {}
-    for key in roles:
-        entry = _weaker(config.sample) if key == "weaker" else config[FROZEN[key]]
-        if resolve(entry)["name"] == "none":
-            continue
-        stored = parameters(entry)
-        found[key] = _random(config, key, model(FROZEN[key], entry)) if stored is None else stored
-    return found
-
-
-def _random(config: Any, key: str, network: Any) -> Params:
-    """Untrained weights of a frozen network: for trying a recipe out, and for tests."""
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    if key == "llm":
-        inputs = (tokens, tokens == 0)
-    elif key == "vae":
-        side = network.patch * 2 ** (len(network.widths) - 1)
-        inputs = (jnp.zeros((1, side, side, network.channels)),)
-    elif key in ("clip", "latent_clip"):
-        shape = (1, network.size, network.size, network.channels)
-        inputs = (jnp.zeros(shape), tokens, tokens == 0)
-    elif key == "vgg":
-        side = 2 ** len(network.widths)
-        inputs = (jnp.zeros((1, side, side, 3)),)
-    else:
-        raise ValueError(
-            "objective.flow_matching.anchor and feature=hidden compare with the weights the run "
-            "starts from: set backbone.name=asset and backbone.asset.path"
-        )
-    _log.warning("%s: random weights, since no asset is named", FROZEN[key])
-    return jax.jit(network.init)(jax.random.key(config.seed), *inputs)["params"]
-
-
 def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     knobs = config.objective.flow_matching
     diversity = tables.make(tables.DIVERSITIES, knobs.diversity)
@@ -160,7 +63,7 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     looks = _looks(knobs.feature) if predicts else set()
     needs_clip = "clip" in looks or aligns_in_clip
     through = _through(looks | ({"clip"} if needs_clip else set()))
-    nets = models(config, ("language_model", "vae", "backbone", *through))
+    nets = modules.models(config, ("language_model", "vae", "backbone", *through))
     views = _views(nets, knobs)
 
     def mix(**weights: float) -> Mix:
@@ -213,7 +116,7 @@ def _times(config: Any, trajectory: Trajectory) -> timestep.Times:
     return tables.make(tables.SPREADS, _choice(knobs, "spread", "independent"), times=times)
 
 
-def _views(nets: Models, trained: Any) -> dict[str, Callable]:
+def _views(nets: modules.Models, trained: Any) -> dict[str, Callable]:
     """The features, of networks that are built already; ``trained`` says how the backbone was."""
 
     def hidden(**knobs: Any) -> HiddenFeature:
@@ -233,7 +136,7 @@ def _views(nets: Models, trained: Any) -> dict[str, Callable]:
     }
 
 
-def _there(nets: Models, role: str) -> Any:
+def _there(nets: modules.Models, role: str) -> Any:
     network = getattr(nets, role)
     if network is None:
         raise ValueError(
@@ -261,28 +164,14 @@ def _rollouts_view(sample: Any) -> tables.Entry:
 
 def drawing(sample: Any) -> tuple[str, ...]:
     """Of Frozen, what drawing needs beside the captions' network and the autoencoder."""
-    return (*viewed(sample), *("weaker",) * (_weaker(sample) is not None))
-
-
-def _weaker(sample: Any) -> tables.Entry | None:
-    """The network that autoguidance moves away from."""
-    chosen = sample.guidance.get("composed", {}).get("weaker", {"name": "none"})
-    if sample.guidance.name != "composed" or "autoguidance" not in chosen["name"].split("+"):
-        return None
-    path = chosen["autoguidance"]["path"]
-    if not path:
-        raise ValueError(
-            "guidance.composed.weaker.autoguidance.path is empty: name a folder with the weights "
-            "of a weaker network"
-        )
-    return {"name": "asset", "asset": {"path": path}}
+    return (*viewed(sample), *("weaker",) * (modules.weaker(sample) is not None))
 
 
 def _weaker_network(config: Any, stronger: Any) -> Any:
-    entry = _weaker(config.sample)
+    entry = modules.weaker(config.sample)
     if entry is None:
         return None
-    network = model("backbone", entry)
+    network = modules.model("backbone", entry)
     for part in ("rotate", "layers", "echo"):
         if getattr(network.attention, part) != getattr(stronger.attention, part):
             raise ValueError(
@@ -311,7 +200,7 @@ def _looks(feature: tables.Entry) -> set[str]:
 
 
 def _contrastive_latents(config: Any) -> tuple[Contrastive, tuple[str, ...]]:
-    nets = models(config, ("vae", "latent_clip"))
+    nets = modules.models(config, ("vae", "latent_clip"))
     for role in ("vae", "latent_clip"):
         if getattr(nets, role) is None:
             raise ValueError(f"objective.name=contrastive_latents needs {role}.name, which is none")
@@ -319,9 +208,12 @@ def _contrastive_latents(config: Any) -> tuple[Contrastive, tuple[str, ...]]:
 
 
 OBJECTIVES: dict[str, Callable[[Any], tuple[Any, tuple[str, ...]]]] = {
-    "next_token": lambda c: (NextToken(llm=model("language_model", c.language_model)), ()),
-    "autoencoder": lambda c: (tables.make(_AUTOENCODER, c.objective, vae=model("vae", c.vae)), ()),
-    "contrastive": lambda c: (Contrastive(clip=model("clip", c.clip)), ()),
+    "next_token": lambda c: (NextToken(llm=modules.model("language_model", c.language_model)), ()),
+    "autoencoder": lambda c: (
+        tables.make(_AUTOENCODER, c.objective, vae=modules.model("vae", c.vae)),
+        (),
+    ),
+    "contrastive": lambda c: (Contrastive(clip=modules.model("clip", c.clip)), ()),
     "contrastive_latents": _contrastive_latents,
     "flow_matching": _flow_matching,
 }
@@ -351,7 +243,7 @@ def picture_shape(data: Any) -> tuple[int, int, int]:
 
 def latent_shape(config: Any, images: tuple[int, int, int]) -> tuple[int, int, int]:
     """(h, w, c) of the latents of pictures of shape (X, Y, C), or the pictures' own."""
-    vae = model("vae", config.vae)
+    vae = modules.model("vae", config.vae)
     if vae is None:
         return images
     like = jax.eval_shape(
@@ -365,7 +257,7 @@ def latent_shape(config: Any, images: tuple[int, int, int]) -> tuple[int, int, i
 def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sampler:
     """Draws pictures as ``config.sample`` says; ``changes`` are the sampler's own fields."""
     knobs = config.sample
-    nets = models(config, ("language_model", "vae", "backbone", *viewed(knobs)))
+    nets = modules.models(config, ("language_model", "vae", "backbone", *viewed(knobs)))
     trained = config.objective.flow_matching
     trajectory = tables.make(tables.TRAJECTORIES, trained.trajectory)
     guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance))

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cosdiff_jax import build, diverse, networks, trained
+from cosdiff_jax import diverse, modules, networks, trained
 from cosdiff_jax.data import files
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.digits import DigitGroups
@@ -172,7 +172,7 @@ def eye_of(asked: Asked, models: Mapping[str, trained.Trained]) -> Eye | None:
         if "clip" not in model.frozen:
             return None
         name = model.config.clip.asset.path if model.config.clip.name == "asset" else "its own CLIP"
-        clip, params = build.model("clip", model.config.clip), model.frozen["clip"]
+        clip, params = modules.model("clip", model.config.clip), model.frozen["clip"]
         words = model.tokenizer
         if model.shape[2] != clip.channels:
             return None

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from absl import app, flags
 
-from cosdiff_jax import build, tables, weights
+from cosdiff_jax import modules, tables, weights
 from cosdiff_jax.models.convert import fuse_dit, gemma, layout, vgg
 
 FLAGS = flags.FLAGS
@@ -111,15 +111,15 @@ def export_folder(layout_name: str, source: Path, target: Path) -> list[Path]:
     """
     if layout_name not in LAYOUTS:
         raise ValueError(f"layout {layout_name!r} is not one of {', '.join(LAYOUTS)}")
-    modules, params = {}, {}
+    made, params = {}, {}
     for role in ROLES[layout_name]:
         folder = source / role
         entry = weights.entry(str(folder))
         if entry.get("name") != NAMES[role]:
             raise ValueError(f"{folder} holds a {entry.get('name')!r}, not a {NAMES[role]}")
-        modules[role] = build.model(role, entry)
+        made[role] = modules.model(role, entry)
         params[role] = weights.load(str(folder))
-    config, tensors = LAYOUTS[layout_name].export(modules, params)
+    config, tensors = LAYOUTS[layout_name].export(made, params)
     _claim(target)
     layout.save_folder(target, config, tensors)
     return [target]

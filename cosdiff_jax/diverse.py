@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from cosdiff_jax import build, tables, trained
+from cosdiff_jax import build, modules, tables, trained
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.diversity import measure, similarity
 from cosdiff_jax.diversity.selection import Selection
@@ -257,7 +257,7 @@ class DiverseSampler:
     def _view(self) -> ClipFeature | None:
         if "clip" not in self.model.frozen:
             return None
-        clip = build.model("clip", self.config.clip)
+        clip = modules.model("clip", self.config.clip)
         # Grey digits are not what the CLIP at hand has learnt to see.
         return ClipFeature(clip=clip) if self.model.shape[2] == clip.channels else None
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from cosdiff_jax import build, latents, optimizer, tables, weights
+from cosdiff_jax import build, latents, modules, optimizer, tables, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.judge import Drawn, HeldOut, InClip, Judge, Measure
@@ -68,7 +68,7 @@ def prepare(config: Any) -> Job:
       ValueError: something in it cannot be.
     """
     check(config)
-    role = build.TRAINED[config.objective.name]
+    role = modules.TRAINED[config.objective.name]
     objective, needs = build.objective(config)
     words = build.tokenizer(config.tokenizer)
     text_only = config.objective.name == "next_token"
@@ -76,7 +76,7 @@ def prepare(config: Any) -> Job:
     data = build.source(config.data, "train")
     if config.data.name == "folder":
         _check_captions(words, config.data.context, getattr(data, "captions", ()))
-    frozen = build.frozen(config, needs)
+    frozen = modules.frozen(config, needs)
     _check_shapes(config, objective, frozen, data)
     _check_target(objective, data)
     if config.data.encoded:
@@ -99,7 +99,7 @@ def prepare(config: Any) -> Job:
     return Job(
         objective=objective,
         frozen=frozen,
-        params=build.parameters(config[role]),
+        params=modules.parameters(config[role]),
         rule=tables.make(tables.OPTIMIZERS, knobs),
         rate=optimizer.schedule(
             knobs.rate,
@@ -113,7 +113,7 @@ def prepare(config: Any) -> Job:
         prompts=groups.count_prompts(data),
         judge=_judge(config, objective, encode, frozen),
         tokenizer=words,
-        entry=build.resolve(config[role]),
+        entry=modules.resolve(config[role]),
     )
 
 
@@ -127,7 +127,7 @@ def _encoded(config: Any, vae: Params | None) -> groups.Source:
     knobs = config.data[name]
     entry = {"name": "scenes", "scenes": knobs}
     data = tables.make(tables.SOURCES, entry, split="train", samples=knobs.stored)
-    kept = latents.encode(data, build.model("vae", config.vae), vae, knobs.folder)
+    kept = latents.encode(data, modules.model("vae", config.vae), vae, knobs.folder)
     if name == "scenes_pairs":
         # Pair i is picture i of all that are stored, prompt by prompt.
         pictures = kept.reshape(-1, 1, *kept.shape[2:])
@@ -177,7 +177,7 @@ def drawn(config: Any, source: groups.Source, words: Tokenizer, frozen: Frozen) 
         embedded = config.clip.name == "asset"
         measures.append(
             InClip(
-                clip=build.model("clip", config.clip),
+                clip=modules.model("clip", config.clip),
                 name=epath.Path(config.clip.asset.path).name if embedded else "clip",
                 params=frozen["clip"],
                 tokens=tokens,

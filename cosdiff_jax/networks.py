@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosdiff_jax import build, trained, weights
+from cosdiff_jax import modules, trained, weights
 from cosdiff_jax.data import tokenizer as tokenizers
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.data.scenes.held_out import held_out
@@ -94,8 +94,8 @@ def consistency(source: str, *, prompts: int, num: int, seed: int) -> tuple[Tabl
     true = held_out(prompts, num, seed)
     items = [true[index] for index in range(prompts)]
     tokens, mask, _ = model.read([item["caption"] for item in items])
-    language_model = build.model("language_model", model.config.language_model)
-    view = ClipFeature(clip=build.model("clip", model.config.clip))
+    language_model = modules.model("language_model", model.config.language_model)
+    view = ClipFeature(clip=modules.model("clip", model.config.clip))
 
     @jax.jit
     def look(frozen, images, tokens, mask):
@@ -165,7 +165,7 @@ def foretold(source: str, *, prompts: int, seed: int) -> Table:
 def network(role: str, source: str) -> tuple[Any, Any, tokenizers.Tokenizer]:
     """The module of a role, its weights, and the tokenizer of its captions."""
     entry = {"name": "asset", "asset": {"path": source}}
-    made, params = build.model(role, entry), jax.device_put(build.parameters(entry))
+    made, params = modules.model(role, entry), jax.device_put(modules.parameters(entry))
     folder = weights.folder(source)
     if not (folder / "tokenizer.json").is_file():
         folder = weights.folder(ASSETS["llm"])

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from cosdiff_jax import build, weights
+from cosdiff_jax import modules, weights
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.features.pictures import fit
 from cosdiff_jax.metrics import intra_prompt, lpips
@@ -87,7 +87,7 @@ def load(vgg: str, fitted: str | None, side: int) -> Perceptual:
     entry = weights.entry(str(folder))
     if entry["name"] != "vgg":
         raise ValueError(f"--vgg={vgg} holds a {entry['name']!r}, not a vgg")
-    network = build.model("vgg", entry)
+    network = modules.model("vgg", entry)
     numbers = None if fitted is None else lpips.load(fitted)
     if numbers is not None and [len(w) for w in numbers] != list(network.widths):
         raise ValueError(

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cosdiff_jax import build, checkpoint, weights
+from cosdiff_jax import build, checkpoint, modules, weights
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.shapes import Frozen, Params
 
@@ -114,7 +114,7 @@ def load(
     config.backbone = {"name": "asset", "asset": {"path": str(folder)}}
     if (folder / "tokenizer.json").is_file():
         config.tokenizer = {"name": "asset", "asset": {"path": str(folder)}}
-    return _ready(source, _told(config, sample), build.parameters(config.backbone), roles)
+    return _ready(source, _told(config, sample), modules.parameters(config.backbone), roles)
 
 
 def _from_run(workdir: Path, roles: tuple[str, ...], ema: bool, sample: Sequence[str]) -> Trained:
@@ -201,10 +201,10 @@ def _changed(config: Any, sample: Mapping[str, Any]) -> Any:
 
 def _ready(name: str, config: Any, params: Params, roles: tuple[str, ...]) -> Trained:
     roles = tuple(dict.fromkeys((*roles, *build.drawing(config.sample))))
-    frozen = build.frozen(config, tuple(role for role in roles if role != "clip"))
+    frozen = modules.frozen(config, tuple(role for role in roles if role != "clip"))
     if "clip" in roles:
         try:
-            frozen |= build.frozen(config, ("clip",))
+            frozen |= modules.frozen(config, ("clip",))
         except ValueError as error:
             # It measures and chooses; drawing needs none.
             _log.warning("without CLIP: %s", error)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base, presets
-from cosdiff_jax import build, job, optimizer, tables
+from cosdiff_jax import build, job, modules, optimizer, tables
 from cosdiff_jax.diversity import alignment
 from cosdiff_jax.flow import timestep, trajectory
 from cosdiff_jax.shapes import Batch
@@ -264,7 +264,7 @@ def test_a_mix_of_features_with_networks_of_their_own():
     parts = [type(part).__name__ for part in made.feature.parts]
     weights = dict(zip(parts, made.feature.weights, strict=True))
     assert weights == {"VggFeature": 1.0, "LatentClipFeature": 2.0}
-    frozen = build.frozen(config, needs[1:])
+    frozen = modules.frozen(config, needs[1:])
     f = jax.jit(lambda z: made.feature(frozen, z))(jnp.ones((2, 8, 8, 16)))
     assert f.shape == (2, 8 + 8 + 16)
     np.testing.assert_allclose(jnp.linalg.norm(f, axis=1), 1, atol=1e-5)
@@ -297,11 +297,11 @@ def test_autoguidance_brings_its_own_network_and_weights():
     weaker.autoguidance.update(path="fusion_base", scale=1.5)
     made = build.sampler(config, (64, 64, 3))
     entry = {"name": "asset", "asset": {"path": "fusion_base"}}
-    assert made.weaker == build.model("backbone", entry)
+    assert made.weaker == modules.model("backbone", entry)
     assert [each.scale for each in made.guidance.weaker] == [1.5]
     assert "weaker" in build.objective(config)[1]
-    loaded = build.frozen(config, ("weaker",))["weaker"]
-    stored = build.parameters(entry)
+    loaded = modules.frozen(config, ("weaker",))["weaker"]
+    stored = modules.parameters(entry)
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, stored))
     config.objective.flow_matching.parameterization.name = "eps"
     with pytest.raises(ValueError, match=r"parameterization\.name=velocity, the model with eps"):

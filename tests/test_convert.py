@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cosdiff_jax import build, convert, weights
+from cosdiff_jax import convert, modules, weights
 
 FIXTURES = Path(__file__).parent / "fixtures" / "fuse_dit"
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
@@ -22,8 +22,8 @@ def test_ours_and_back(tmp_path, name):
     for path in written:
         # What a recipe would do with --config.backbone.asset.path=...
         entry = {"name": "asset", "asset": {"path": str(path)}}
-        assert build.model(path.name, entry) == getattr(model, path.name)
-        params = build.parameters(entry)
+        assert modules.model(path.name, entry) == getattr(model, path.name)
+        params = modules.parameters(entry)
         jax.tree.map(np.testing.assert_array_equal, params, model.params[path.name])
 
     convert.export_folder("fuse_dit", tmp_path / "ours", tmp_path / "back")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import fusion_base, fusion_div, scenes_clip, scenes_clip_latents
-from cosdiff_jax import build, job, optimizer, sharding, tables
+from cosdiff_jax import build, job, modules, optimizer, sharding, tables
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.shapes import Batch, TrainState
 
@@ -83,7 +83,7 @@ def test_a_folder_of_single_pictures_has_no_target(tmp_path):
 def test_pairs_are_encoded_once_and_each_keeps_its_own_picture(tmp_path):
     config = scenes_clip_latents.get_config("tiny")
     config.data.scenes_pairs.folder = str(tmp_path)
-    vae, params = build.model("vae", config.vae), build.frozen(config, ("vae",))["vae"]
+    vae, params = modules.model("vae", config.vae), modules.frozen(config, ("vae",))["vae"]
     encoded, pairs = job._encoded(config, params), build.source(config.data, "train")
     assert len(encoded) == len(pairs) == 32
     encode = jax.jit(lambda x: vae.apply({"params": params}, x, method="to_latents"))

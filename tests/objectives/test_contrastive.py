@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from configs import scenes_clip_latents
-from cosdiff_jax import build
+from cosdiff_jax import build, modules
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.objectives import contrastive
 from cosdiff_jax.shapes import Batch
@@ -94,7 +94,7 @@ def latent():
     assert needs == ("vae",)
     images = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
     batch = Batch(tokens=CAPTIONS, mask=MASK, images=jnp.asarray(images))
-    return objective, build.frozen(config, needs), batch
+    return objective, modules.frozen(config, needs), batch
 
 
 def test_the_recipe_on_latents_learns_the_pairs(latent):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cosdiff_jax import build, convert
+from cosdiff_jax import convert, modules
 from cosdiff_jax.models.convert import vgg
 
 WIDTHS, CONVOLUTIONS = (4, 6, 5), (1, 2, 3)
@@ -40,9 +40,9 @@ def test_ours_and_back(published, tmp_path):
     assert folder.name == "vgg"
     entry = {"name": "asset", "asset": {"path": str(folder)}}
     model = convert.load("vgg", published)
-    assert build.model("vgg", entry) == model.vgg
+    assert modules.model("vgg", entry) == model.vgg
     assert (model.vgg.widths, model.vgg.convolutions) == (WIDTHS, CONVOLUTIONS)
-    jax.tree.map(np.testing.assert_array_equal, build.parameters(entry), model.params["vgg"])
+    jax.tree.map(np.testing.assert_array_equal, modules.parameters(entry), model.params["vgg"])
 
     convert.export_folder("vgg", tmp_path / "ours", tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
