@@ -4,8 +4,10 @@ Low is not good by itself: broken pictures are unlike one another too. Read it b
 and beside its own value for the true distribution.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -45,10 +47,19 @@ def update(
     f = jnp.asarray(f)
     if f.shape[1] < 2:
         raise ValueError("the cosine between samples of a prompt needs at least 2 samples")
-    mean = float(similarity.mean_cosine(f).sum())
-    top = float(similarity.top_cosine(f, percent).sum())
-    vendi = float(jnp.exp(measure.spectral_entropy(f)).sum())
+    mean, top, vendi = map(float, _sums(f, percent))
     return Sums(state.mean + mean, state.top + top, state.vendi + vendi, state.prompts + len(f))
+
+
+# One program: op by op, the small ones compiled longer than a tiny run trains.
+@functools.partial(jax.jit, static_argnames="percent")
+def _sums(f: Float[Array, "P K F"], percent: float) -> tuple[Float[Array, ""], ...]:
+    vendi = jnp.exp(measure.spectral_entropy(f))
+    return (
+        similarity.mean_cosine(f).sum(),
+        similarity.top_cosine(f, percent).sum(),
+        vendi.sum(),
+    )
 
 
 def merge(a: Sums, b: Sums) -> Sums:
