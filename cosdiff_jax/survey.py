@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from cosdiff_jax.data.groups import Source, to_float
@@ -265,13 +264,16 @@ def of_features(
     """
     found = {} if text is None else {"clip_score": float(np.mean(f @ text))}
     if len(f) > 1:
-        group = jnp.asarray(f)
-        found["mean_cosine"] = float(similarity.mean_cosine(group))
-        found["top_cosine"] = float(similarity.top_cosine(group, top_percent))
+        found["mean_cosine"], found["top_cosine"] = map(float, _alike(f, top_percent))
         scores = vendi.Vendi()
         found |= scores.result(scores.update(scores.init(), f[None]))
         found["vendi"] = found.pop("vendi_q1")
     return found
+
+
+@functools.partial(jax.jit, static_argnames="top_percent")
+def _alike(f: Float[Array, "K F"], top_percent: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    return similarity.mean_cosine(f), similarity.top_cosine(f, top_percent)
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:
