@@ -18,43 +18,6 @@ from cosdiff_jax.metrics import pareto
 from cosdiff_jax.report import figures
 
 GROUND, TRUE = "independent", "true pictures"
-# Where a name may stand beside its point, in points, the best first.
-PLACES = ((6, 4, "left"), (6, -10, "left"), (-6, 4, "right"), (-6, -10, "right"), (0, 10, "center"))
-
-
-def label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names beside points, each where it covers least of what is there already."""
-    canvas: list[np.ndarray] = []
-    to_pixels = axes.transData.transform
-    taken = [np.array([*(p - 6), *(p + 6)]) for p in map(to_pixels, points.values())]
-    scale = axes.figure.dpi / 72
-    for name, at in points.items():
-        best = None
-        for right, up, side in PLACES:
-            x, y = to_pixels(at) + np.array([right, up]) * scale
-            width, height = 4.6 * len(name) * scale, 9 * scale
-            x -= {"left": 0, "right": width, "center": width / 2}[side]
-            box = np.array([x, y, x + width, y + height])
-            covered = sum(_overlap(box, other) for other in [*taken, *canvas])
-            if best is None or covered < best[0]:
-                best = covered, box, right, up, side
-        assert best is not None
-        _, box, right, up, side = best
-        canvas.append(box)
-        axes.annotate(
-            name,
-            at,
-            xytext=(right, up),
-            textcoords="offset points",
-            ha=side,
-            fontsize=8,
-            fontweight="bold" if name == GROUND else "normal",
-        )
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    return float(np.prod(np.maximum(sides, 0)))
 
 
 def main() -> None:
@@ -89,8 +52,7 @@ def main() -> None:
         axes.margins(0.1, 0.16)
         axes.set_xlabel(figures.called(args.x))
         axes.set_ylabel(figures.called(args.y))
-        axes.figure.draw_without_rendering()
-        label(axes, points)
+        figures.names(axes, points, bold=GROUND)
 
     table = [["method", args.x, args.y], *([name, *at] for name, at in points.items())]
     made = figures.save(args.out, "trade_off", "Different and faithful", draw, table, size=(8, 5.2))

@@ -221,6 +221,21 @@ def test_seeds_are_one_point_with_students_interval():
     )
     assert each.cell("frechet") is None
     assert "low" not in report.settings(rows_of([0.5], seeds=1))[0].cell("all")
+    # The measurement's own interval, over prompts, where one seed is all there is.
+    own = {"all_low": 0.1, "all_high": 0.9}
+    (one,) = report.settings([{**rows_of([0.5], seeds=1)[0], **own}])
+    assert one.cell("all") == {"mean": one.rows[0]["all"], "low": 0.1, "high": 0.9}
+    several = report.settings([{**row, **own} for row in rows_of([0.5])])[0].cell("all")
+    assert several == cell
+
+
+def test_a_figure_names_what_is_not_usual(tmp_path):
+    plain = {"training": "base", "weight": None, "method": "independent"}
+    rows = [{**row, **plain} for row in rows_of([1.0], seeds=1)]
+    rows += [{**rows[0], "method": "cads"}, {**rows[0], "guidance": 1.0}]
+    rows += [{**rows[0], "training": "trained", "method": "cads"}]
+    names = report._short(report.settings(rows))
+    assert names == ["base", "cads", "base, s=1", "trained + cads"]
 
 
 def test_the_report_draws_fronts_and_curves(tmp_path):

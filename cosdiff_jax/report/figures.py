@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -150,6 +151,64 @@ def point(
         linestyle="none",
         label=label,
     )
+
+
+# Where a name may stand beside its point, in typographical points, the best first.
+_PLACES = (
+    *((6, 4, "left"), (6, -10, "left"), (-6, 4, "right"), (-6, -10, "right")),
+    (0, 10, "center"),
+)
+
+
+def names(
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    *,
+    others: Sequence[tuple[float, float]] = (),
+    bold: str = "",
+) -> None:
+    """Names beside points, each where it covers least of what is there already.
+
+    To be called when everything else is drawn and the limits are set.
+
+    Args:
+      axes: where the points are.
+      points: name -> (x, y).
+      others: points without a name, not to be covered either.
+      bold: the name that stands out.
+    """
+    canvas = axes.get_figure(root=True)
+    assert canvas is not None
+    canvas.draw_without_rendering()  # settles where the data lie
+    to_pixels, scale = axes.transData.transform, canvas.dpi / 72
+    taken = [np.array([*(p - 6), *(p + 6)]) for p in map(to_pixels, [*points.values(), *others])]
+    for name, at in points.items():
+        best = None
+        for right, up, side in _PLACES:
+            x, y = to_pixels(at) + np.array([right, up]) * scale
+            width, height = 4.6 * len(name) * scale, 9 * scale
+            x -= {"left": 0, "right": width, "center": width / 2}[side]
+            box = np.array([x, y, x + width, y + height])
+            covered = sum(_overlap(box, other) for other in taken)
+            if best is None or covered < best[0]:
+                best = covered, box, right, up, side
+        assert best is not None
+        _, box, right, up, side = best
+        taken.append(box)
+        axes.annotate(
+            name,
+            at,
+            xytext=(right, up),
+            textcoords="offset points",
+            ha=side,
+            fontsize=8,
+            fontweight="bold" if name == bold else "normal",
+        )
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    return float(np.prod(np.maximum(sides, 0)))
 
 
 def bars(folder: Path, found: Found) -> Figure | None:

@@ -1,8 +1,9 @@
 """A study's rows -> what was gained and what it cost: trade-offs, curves, one page.
 
 Settings that differ in the seed alone are one point, the mean over seeds; its interval is
-Student's of 95 %, and with one seed there is none. What is to come near the true distribution is
-held to that of the same prompts and as many pictures: its diversity grows with K.
+Student's of 95 %. With one seed the table says the interval over prompts that the measurement
+gave, and figures have none. What is to come near the true distribution is held to that of the same
+prompts and as many pictures: its diversity grows with K.
 """
 
 import csv
@@ -10,6 +11,7 @@ import dataclasses
 import html
 import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ SHOWN = (
     *("mean_cosine", "clip_score", "all", "meaningful_diversity", "frechet", "recall"),
     *("evaluations", "seconds"),
 )
+NAMED = 12  # points of a figure that are all named; of more, the base and what is on the front
 PARTS = {"": "mean", "_low": "low", "_high": "high"}
 # Where rows were computed.
 FACTS = ("date", "processor", "accelerator", "devices", "memory", "system", "versions")
@@ -86,16 +89,28 @@ class Setting:
         return [row["command"] for row in self.rows if row.get("command")]
 
     def cell(self, measure: str) -> dict[str, float] | None:
-        """Mean over seeds, and its interval where there are two; None where nobody measured it."""
-        values = np.array([row[measure] for row in self.rows if row.get(measure) is not None])
-        values = values[np.isfinite(values)]
-        if not len(values):
+        """Mean over seeds, and its interval where there are two; None where nobody measured it.
+
+        The interval of one seed is that over its prompts, where its row has one.
+        """
+        there = [row for row in self.rows if _known(row, measure)]
+        if not there:
             return None
+        values = np.array([row[measure] for row in there])
         mean = float(values.mean())
         if len(values) < 2:
-            return {"mean": mean}
+            (row,) = there
+            return {
+                name: row[f"{measure}{part}"]
+                for part, name in PARTS.items()
+                if _known(row, f"{measure}{part}")
+            }
         half = special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values))
         return {"mean": mean, "low": mean - float(half), "high": mean + float(half)}
+
+
+def _known(row: Row, name: str) -> bool:
+    return row.get(name) is not None and math.isfinite(row[name])
 
 
 def settings(rows: Sequence[Row]) -> list[Setting]:
@@ -141,7 +156,7 @@ def _apart(said: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
             {tuple(each[n] for n in told) for each in among} for told in (names, [*names, name])
         ]
         if len(ways[1]) > len(ways[0]):
-            names.append(name)
+            names.append(name.removeprefix("base + "))
     return "".join(f", {name}={said[name]}" for name in names if said[name] not in (None, ""))
 
 
@@ -226,6 +241,8 @@ def _trade(
         kinds = list(dict.fromkeys(each.said["training"] for each, _, _ in points))
         for (each, a, b), front in zip(points, best, strict=True):
             index = kinds.index(each.said["training"])
+            if len(each.rows) < 2:  # many wide bars across one another
+                a, b = {"mean": a["mean"]}, {"mean": b["mean"]}
             figures.point(axes, a, b, index=index, filled=bool(front))
         for index, kind in enumerate(kinds):
             colour = figures.COLOURS[index % len(figures.COLOURS)]
@@ -237,8 +254,17 @@ def _trade(
             )
         axes.set_xlabel(figures.called(x))
         axes.set_ylabel(figures.called(y))
+        axes.margins(0.1)
         figures.legend(axes)
+        figures.names(axes, told, others=[at for at in places if at not in told.values()])
 
+    places = [(a["mean"], b["mean"]) for _, a, b in points]
+    short = _short([each for each, _, _ in points])
+    told = {
+        name: at
+        for name, at, front, base in zip(short, places, best, plain, strict=True)
+        if front or base or len(points) <= NAMED
+    }
     heads = ["setting", *(f"{m}{part}" for m in (x, y) for part in PARTS), "front"]
     rows = [
         [each.name, *_values(a, b), bool(front) if judged else None]
@@ -248,6 +274,19 @@ def _trade(
     said += "filled: nothing is better in both"
     figure = figures.save(folder, f"{y}_against_{x}", said, draw, [heads, *rows])
     return figure, volume
+
+
+def _short(found: Sequence[Setting]) -> list[str]:
+    """Names without what most of them share, for a figure whose colours say the training."""
+    usual = {
+        knob: statistics.mode(each.said[knob] for each in found) for knob in ("guidance", "num")
+    }
+    names = []
+    for each in found:
+        unsaid = {knob: None for knob, value in usual.items() if each.said[knob] == value}
+        name = dataclasses.replace(each, said={**each.said, **unsaid}).name
+        names.append(name.removeprefix("base + "))
+    return names
 
 
 def _lines(found: Sequence[Setting], knob: str) -> dict[str, list[Setting]]:
@@ -351,7 +390,7 @@ def _page(
     said = {name: sorted({str(row[name]) for row in rows if row.get(name)}) for name in FACTS}
     body = [
         f"<header><h1>Study</h1><p class='lead'>{len(found)} settings, {len(rows)} rows. "
-        "Intervals hold 95 %, over seeds.</p></header>",
+        "Intervals hold 95 %, over seeds; with one seed, over its prompts.</p></header>",
         f'<section><h2>In figures</h2><p class="note">Hypervolumes: {areas or "none"}.</p>'
         f'<div class="drawn">{shown}</div></section>',
         '<section><h2>In numbers</h2><div class="wide"><table class="many"><thead><tr><th></th>'
@@ -370,7 +409,7 @@ def _line(each: Setting, seeds: int, measures: Sequence[str]) -> str:
             text += f"<small>±{(cell['high'] - cell['low']) / 2:.3f}</small>"
         label = html.escape(figures.called(measure))
         cells.append(f'<td class="n" data-of="{label}">{text}</td>')
-    told = f"<small>{seeds} seeds</small>" if seeds else ""
+    told = f"<small>{seeds} seed{'s' * (seeds > 1)}</small>" if seeds else ""
     line = f'<tr><th scope="row">{html.escape(each.name)}{told}</th>{"".join(cells)}</tr>'
     if each.commands:
         typed = html.escape("\n".join(each.commands))
