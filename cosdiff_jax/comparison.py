@@ -24,6 +24,8 @@ from cosdiff_jax.survey import Surveyed
 NEIGHBOURS = 5
 # Numbers of pictures at which a Frechet distance is taken, evenly spaced from half of them up.
 POINTS = 15
+# What is no mean over prompts: the first pay for the compilation, and a peak is one of all.
+_SINGLE = {"seconds": np.median, "peak_mib": np.max}
 # Prompts whose pictures stand on the page, and how many of the worst and best.
 SHOWN, EXTREMES = 8, 3
 TRADES = (
@@ -113,7 +115,8 @@ def write(
         **facts_lib.machine(),
         "versions": facts_lib.versions(),
     }
-    result = {"facts": about, "columns": found}
+    apart = _Apart({column.name: column.surveyed for column in columns})
+    result = {"facts": about, "columns": found, "differences": apart.from_first()}
     kept = json.dumps(result, indent=1, ensure_ascii=False)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(kept + "\n")
@@ -124,6 +127,12 @@ def write(
             for column, table in found.items():
                 if name in table:
                     lines.writerow([name, column, *map(table[name].get, ("mean", "low", "high"))])
+    with open(out / "differences.csv", "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["measure", "column", "against", "difference", "low", "high"])
+        for name, table in result["differences"].items():
+            for measure, cell in table.items():
+                lines.writerow([measure, name, apart.first, *cell.values()])
     galleries = _galleries(columns)
     if training is not None:
         galleries |= _copies(columns[0], training, nearest[columns[0].name])
@@ -134,11 +143,50 @@ def write(
         out / "report.html",
         title=", ".join(name for name in found if name != "true"),
         found=found,
+        apart=apart,
         galleries=galleries,
         figures=[figure for figure in drawn if figure is not None],
         facts=about,
     )
     return json.loads(kept)
+
+
+class _Apart:
+    """Paired differences: of the same prompts, so that what makes one hard for both cancels."""
+
+    def __init__(self, surveyed: Mapping[str, Surveyed]):
+        self._surveyed = surveyed
+        self._found: dict[tuple[str, str, str], bootstrap.Interval | None] = {}
+        self.first = next((name for name in surveyed if name != "true"), "")
+
+    def __call__(self, measure: str, a: str, b: str) -> bootstrap.Interval | None:
+        """What column a has more than b, and its 95 % interval; None of fewer than 2 prompts."""
+        asked = measure, a, b
+        if asked not in self._found:
+            one, other = self._values(measure, a), self._values(measure, b)
+            both = [index for index in one if index in other]
+            x, y = (np.array([side[index] for index in both]) for side in (one, other))
+            enough = len(both) > 1 and measure not in _SINGLE
+            self._found[asked] = bootstrap.Bootstrap().difference(x, y) if enough else None
+        return self._found[asked]
+
+    def _values(self, measure: str, name: str) -> dict[int, float]:
+        found = {row["index"]: row["measures"].get(measure) for row in self._surveyed[name].rows}
+        return {i: value for i, value in found.items() if value is not None and value == value}
+
+    def from_first(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Column -> measure -> "mean", "low" and "high" of the difference from the first."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name, surveyed in self._surveyed.items():
+            if name in ("true", self.first):
+                continue
+            there = {measure: self(measure, name, self.first) for measure in surveyed.names}
+            found[name] = {
+                measure: {"mean": by.value, "low": by.low, "high": by.high}
+                for measure, by in there.items()
+                if by is not None
+            }
+        return found
 
 
 def numbers(surveyed: Surveyed, reference: Surveyed | None) -> dict[str, dict[str, float]]:
@@ -151,8 +199,7 @@ def numbers(surveyed: Surveyed, reference: Surveyed | None) -> dict[str, dict[st
     for name in surveyed.names:
         values = surveyed.column(name)
         values = values[np.isfinite(values)]
-        # The first prompts pay for the compilation; a peak is one of all prompts.
-        single = {"seconds": np.median, "peak_mib": np.max}.get(name)
+        single = _SINGLE.get(name)
         if single is not None:
             table[name] = {"mean": float(single(values))}
             continue
@@ -261,7 +308,24 @@ def text(result: Mapping[str, Any]) -> str:
     for name, label in labels.items():
         cells = [_cell(table.get(name)) for table in found.values()]
         lines.append(f"{label:{width}}" + "".join(f"  {cell:>{each}}" for cell in cells))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_clear(result)])
+
+
+def _clear(result: Mapping[str, Any]) -> list[str]:
+    """What surely differs from the first column: paired intervals without 0, a line a column."""
+    names = [name for name in ROWS if not ROWS[name].detail]
+    lines = []
+    for column, table in result.get("differences", {}).items():
+        cells = [(name, table[name]) for name in names if name in table]
+        clear = [
+            f"{name} {cell['mean']:+.4f} ({cell['low']:+.4f} to {cell['high']:+.4f})"
+            for name, cell in cells
+            if cell["low"] > 0 or cell["high"] < 0
+        ]
+        lines.append(f"{column}: {', '.join(clear) or 'nothing that is sure'}")
+    first = next((name for name in result["columns"] if name != "true"), "")
+    head = f"differences from {first}, prompt by prompt, that 95 % intervals tell from 0:"
+    return ["", head, *lines] if lines else []
 
 
 def _told(name: str, result: Mapping[str, Any]) -> str:

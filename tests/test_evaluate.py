@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -211,7 +212,8 @@ def surveyed(number, seed, features=4, **measures):
     """Prompts of two pictures each, as vectors that nobody saw."""
     f = np.random.default_rng(seed).normal(size=(2 * number, features)).astype(np.float32)
     rows = [
-        {"key": str(p), "caption": "", "num": 2, "measures": {n: v[p] for n, v in measures.items()}}
+        {"index": p, "key": str(p), "caption": "", "num": 2}
+        | {"measures": {n: v[p] for n, v in measures.items()}}
         for p in range(number)
     ]
     return Surveyed(rows=rows, f=f)
@@ -263,6 +265,41 @@ def test_a_frechet_distance_is_drawn_against_the_number_of_pictures(tmp_path):
     # Without real pictures there is nothing to draw.
     compared(tmp_path / "other", columns, eye="my_clip")
     assert not (tmp_path / "other" / "figures" / "frechet_by_n.csv").exists()
+
+
+def test_columns_are_told_apart_prompt_by_prompt(tmp_path):
+    hard = np.random.default_rng(3).uniform(size=40)
+    noise = 0.01 * np.random.default_rng(4).normal(size=40)
+    peaks = [1.0] * 40
+    columns = {
+        "true": surveyed(40, 2, all=np.ones(40)),
+        "base": surveyed(40, 0, all=hard, seconds=peaks),
+        "better": surveyed(40, 1, all=hard + 0.02 + noise, seconds=peaks),
+        "same": surveyed(40, 1, all=hard + noise - noise.mean(), seconds=peaks),
+    }
+    columns["better"].rows.reverse()  # the order in which prompts were measured means nothing
+    columns["better"].rows[7]["measures"]["all"] = float("nan")
+    found = compared(tmp_path, columns)
+    cell = found["differences"]["better"]["all"]
+    assert 0.01 < cell["low"] < cell["mean"] < cell["high"] < 0.03
+    assert cell["mean"] == pytest.approx(0.02 + np.delete(noise, 32).mean(), abs=1e-6)
+    assert list(found["differences"]) == ["better", "same"]
+    assert list(found["differences"]["same"]) == ["all"]  # a median of seconds is no mean
+    # Their own intervals overlap by far, and say nothing of it.
+    own = [found["columns"][name]["all"] for name in ("base", "better")]
+    assert own[0]["high"] > own[1]["mean"] + 0.03
+    said = comparison.text(found).splitlines()
+    assert said[-2].startswith("better: all +0.0192 (+0.016") and said[-1] == "same: nothing that is sure"
+    page = (tmp_path / "report.html").read_text()
+    assert "Against base" in page
+    bold = re.findall(r'class="n after" data-of="(\w+)">([^<]+)<', page)
+    assert [column for column, _ in bold] == ["better", "better"]  # the best, and apart from base
+    with open(tmp_path / "differences.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["measure"], r["column"], r["against"]) for r in rows] == [
+        ("all", "better", "base"), ("all", "same", "base"),
+    ]  # fmt: skip
+    assert not compared(tmp_path / "one", {"base": columns["base"]})["differences"]
 
 
 def test_a_peak_is_that_of_all_prompts(tmp_path):

@@ -6,12 +6,13 @@ No script, no network: it opens from a memory stick on a phone.
 import dataclasses
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from cosdiff_jax.metrics.bootstrap import Interval
 from cosdiff_jax.report.figures import Figure, Found
 from cosdiff_jax.report.measures import ROWS, Measure
 from cosdiff_jax.report.page import facts_list, img, language, write_page
@@ -33,11 +34,16 @@ class Gallery:
     groups: Mapping[str, UInt8[np.ndarray, "_K _X _Y _C"]]
 
 
+Apart = Callable[[str, str, str], Interval | None]
+"""(measure, column a, column b) -> what a has more than b; None where nobody can say."""
+
+
 def write(
     path: str | os.PathLike,
     *,
     title: str,
     found: Found,
+    apart: Apart | None = None,
     galleries: Mapping[str, Sequence[Gallery]],
     figures: Sequence[Figure] = (),
     facts: Mapping[str, Any] | None = None,
@@ -48,6 +54,7 @@ def write(
       path: the file.
       title: its heading.
       found: column -> measure -> mean and interval; the column "true" is the true distribution.
+      apart: paired differences between columns; without, intervals that overlap are not told apart.
       galleries: heading -> prompts with their pictures.
       figures: drawn already.
       facts: what was asked.
@@ -55,7 +62,7 @@ def write(
     body = [
         f"<header><h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(_lead(found))}</p></header>',
-        _tables(found),
+        _tables(found, apart),
     ]
     if figures:
         drawn = "".join(
@@ -72,11 +79,12 @@ def write(
     write_page(path, title, body)
 
 
-def best(name: str, found: Found) -> set[str]:
+def best(name: str, found: Found, apart: Apart | None = None) -> set[str]:
     """The columns whose value of a measure is best, or cannot be told from the best.
 
-    Two values whose 95 % intervals overlap cannot be told apart. Nothing is best where nobody
-    knows what to wish for, or where every column is.
+    Two values cannot be told apart if the 95 % interval of their paired difference holds 0, or,
+    where there is none, if their own intervals overlap. Nothing is best where nobody knows what to
+    wish for, or where every column is.
     """
     wish = ROWS[name].better if name in ROWS else ""
     true = found.get("true", {}).get(name)
@@ -89,13 +97,17 @@ def best(name: str, found: Found) -> set[str]:
             return abs(cell["mean"] - true["mean"])
         return cell["mean"] if wish == "lower" else -cell["mean"]
 
-    top = min(there.values(), key=cost)
+    first = min(there, key=lambda column: cost(there[column]))
+    top = there[first]
 
-    def reaches(cell: Mapping[str, float]) -> bool:
+    def reaches(column: str, cell: Mapping[str, float]) -> bool:
+        by = None if apart is None or column == first else apart(name, column, first)
+        if by is not None:
+            return by.low <= 0 <= by.high
         low, high = cell.get("low", cell["mean"]), cell.get("high", cell["mean"])
         return low <= top.get("high", top["mean"]) and high >= top.get("low", top["mean"])
 
-    chosen = {column for column, cell in there.items() if reaches(cell)}
+    chosen = {column for column, cell in there.items() if reaches(column, cell)}
     return chosen if len(chosen) < len(there) else set()
 
 
@@ -113,30 +125,65 @@ def _count(number: int) -> str:
     return "One set of pictures" if number == 1 else f"{number} sets of pictures"
 
 
-def _tables(found: Found) -> str:
+def _tables(found: Found, apart: Apart | None) -> str:
     names = [name for name in ROWS if any(name in table for table in found.values())]
     names += sorted({name for table in found.values() for name in table} - set(names))
     first = [name for name in names if name in ROWS and not ROWS[name].detail]
     rest = [name for name in names if name not in first]
-    parts = [_table(first, found)] if first else []
+    parts = [_table(first, found, apart)] if first else []
     if rest:
         parts.append(
-            f"<details><summary>In detail ({len(rest)} more)</summary>{_table(rest, found)}"
+            f"<details><summary>In detail ({len(rest)} more)</summary>{_table(rest, found, apart)}"
             "</details>"
         )
     note = (
         '<p class="note">Bold: the best, and what cannot be told from it. Where the true '
         "distribution has a value, nearest to it is best.</p>"
     )
-    return f"<section><h2>In numbers</h2>{note}{''.join(parts)}</section>"
+    own = f"<section><h2>In numbers</h2>{note}{''.join(parts)}</section>"
+    return own + (_against(first, found, apart) if apart is not None else "")
 
 
-def _table(names: Sequence[str], found: Found) -> str:
+def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
+    """Paired differences from the first column."""
+    ground, *others = [column for column in found if column != "true"] or [""]
+    rows = {name: {column: apart(name, column, ground) for column in others} for name in names}
+    rows = {name: row for name, row in rows.items() if any(by is not None for by in row.values())}
+    if not rows:
+        return ""
+    head = "".join(f'<th class="n">{html.escape(column)}</th>' for column in others)
+    lines = []
+    for name, row in rows.items():
+        cells = "".join(_apart_cell(ROWS[name], column, by) for column, by in row.items())
+        lines.append(f'<tr><th scope="row">{html.escape(ROWS[name].title)}</th>{cells}</tr>')
+    note = (
+        '<p class="note">Prompt by prompt, so that what makes a prompt hard for both cancels; the '
+        "interval is the middle 95 % of resampled prompts. Bold: it leaves 0 out.</p>"
+    )
+    return (
+        f"<section><h2>Against {html.escape(ground)}</h2>{note}"
+        f'<div class="wide"><table class="many"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div></section>"
+    )
+
+
+def _apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
+    factor, digits, unit = (100, 1, " %") if measure.percent else (1, 3, "")
+    text, sure = "–", False
+    if by is not None:
+        value, low, high = (f"{factor * x:+.{digits}f}" for x in (by.value, by.low, by.high))
+        text = f"{value}{unit}<small>{low} … {high}</small>"
+        sure = by.low > 0 or by.high < 0
+    chosen = " after" if sure else ""
+    return f'<td class="n{chosen}" data-of="{html.escape(column)}">{text}</td>'
+
+
+def _table(names: Sequence[str], found: Found, apart: Apart | None) -> str:
     head = "".join(f'<th class="n">{html.escape(column)}</th>' for column in found)
     lines = []
     for name in names:
         measure = ROWS.get(name, Measure(title=name, better=""))
-        chosen = best(name, found)
+        chosen = best(name, found, apart)
         cells = "".join(
             f'<td class="n{" after" if column in chosen else ""}" data-of="{html.escape(column)}">'
             f"{_cell(measure, table.get(name))}</td>"
