@@ -289,7 +289,10 @@ def test_columns_are_told_apart_prompt_by_prompt(tmp_path):
     own = [found["columns"][name]["all"] for name in ("base", "better")]
     assert own[0]["high"] > own[1]["mean"] + 0.03
     said = comparison.text(found).splitlines()
-    assert said[-2].startswith("better: all +0.0192 (+0.016") and said[-1] == "same: nothing that is sure"
+    assert (
+        said[-2].startswith("better: all +0.0192 (+0.016")
+        and said[-1] == "same: nothing that is sure"
+    )
     page = (tmp_path / "report.html").read_text()
     assert "Against base" in page
     bold = re.findall(r'class="n after" data-of="(\w+)">([^<]+)<', page)
