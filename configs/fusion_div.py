@@ -2,8 +2,8 @@
 
 python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
 
-60 steps, 10 min on two cores of an AMD EPYC from command to report; the numbers are in
-benchmarks/results/fusion_div.json.
+42 steps, 8 min on two cores of an AMD EPYC from command to report. --config.steps=150 takes 21 min
+there and goes two to three times as far; the numbers are in benchmarks/results/fusion_div.json.
 """
 
 from configs import base, presets
@@ -23,7 +23,8 @@ def get_config(preset: str = ""):
     # Adam moves every weight by the rate, however short the gradient is: what counts is each term's
     # share. With the flow's own noise as the larger part, 60 steps at a rate of 5e-4 cost accuracy
     # even with no diversity term at all (benchmarks/results/fusion_div.json, "trials"). So the
-    # terms are heavy, the rate is low and ends lower. The proposal's 0.01 to 0.05 are for long runs.
+    # terms are heavy, the rate is low and ends lower. The proposal's 0.01 to 0.05 are weights
+    # for long runs.
     flow.diversity.name = "cosine"
     flow.diversity.cosine.schedule.linear.update(end=30.0, warmup=2, ramp=4)
     flow.alignment.name = "clip"
