@@ -40,7 +40,7 @@ def test_the_fraction_is_a_part_that_ends_in_hours():
     for preset in ("", "fraction"):
         found = list(study.points(diversity.get_config(preset)))
         trainings = {study._source(point) for point in found if not point["model"]}
-        hours[preset] = (6 * len(trainings) + 5 * len(found)) / 60
+        hours[preset] = (7 * len(trainings) + 5 * len(found)) / 60
         said = f"{len(trainings)} trainings and {len(found)} drawings"
         told = " ".join(diversity.__doc__.split())
         assert said in told and f"{hours[preset]:.2g} hours" in told

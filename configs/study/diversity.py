@@ -14,7 +14,7 @@ way of ``draws``, for every seed.
 On two CPU cores a training should take about seven minutes and a drawing of 64 prompts about five.
 That makes 54 trainings and 399 drawings 40 hours, an estimate. ``:fraction`` was chosen before
 any of it was run: the lambdas, K of 2, 8 and 16, and the recipe's own mixture with alignment, drawn
-from in one way, and the base model in four; 30 trainings and 42 drawings, 6.5 hours. It is a part
+from in one way, and the base model in four; 30 trainings and 42 drawings, 7 hours. It is a part
 of the whole, in the same folder: what is there is not computed again. The rows that numbers are
 taken from belong in ``benchmarks/results/study/rows.parquet``. ``:tiny`` is for tests.
 """
