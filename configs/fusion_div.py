@@ -3,7 +3,7 @@
 python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
 
 42 steps, 8 min on two cores of an AMD EPYC from command to report. --config.steps=150 takes 21 min
-there and goes two to three times as far; the numbers are in benchmarks/results/fusion_div.json.
+there and goes further; the numbers are in benchmarks/results/fusion_div.json.
 """
 
 from configs import base, presets
