@@ -18,6 +18,7 @@ from configs import fusion_base, fusion_div
 from configs.study import comparison, diversity
 from cosdiff_jax import diverse, study, trained
 from cosdiff_jax.report import facts as facts_lib
+from cosdiff_jax.report import setting
 from cosdiff_jax.report import study as report
 
 ROOT = Path(__file__).parent.parent
@@ -211,7 +212,7 @@ def rows_of(weights, seeds=3, **more):
 
 
 def test_seeds_are_one_point_with_students_interval():
-    (each,) = report.settings(rows_of([0.5]))
+    (each,) = setting.settings(rows_of([0.5]))
     values = [row["all"] for row in each.rows]
     cell = each.cell("all")
     assert cell["mean"] == pytest.approx(np.mean(values))
@@ -220,12 +221,12 @@ def test_seeds_are_one_point_with_students_interval():
         4.3027 * np.std(values, ddof=1) / 3**0.5, rel=1e-4
     )
     assert each.cell("frechet") is None
-    assert "low" not in report.settings(rows_of([0.5], seeds=1))[0].cell("all")
+    assert "low" not in setting.settings(rows_of([0.5], seeds=1))[0].cell("all")
     # The measurement's own interval, over prompts, where one seed is all there is.
     own = {"all_low": 0.1, "all_high": 0.9}
-    (one,) = report.settings([{**rows_of([0.5], seeds=1)[0], **own}])
+    (one,) = setting.settings([{**rows_of([0.5], seeds=1)[0], **own}])
     assert one.cell("all") == {"mean": one.rows[0]["all"], "low": 0.1, "high": 0.9}
-    several = report.settings([{**row, **own} for row in rows_of([0.5])])[0].cell("all")
+    several = setting.settings([{**row, **own} for row in rows_of([0.5])])[0].cell("all")
     assert several == cell
 
 
@@ -234,7 +235,7 @@ def test_a_figure_names_what_is_not_usual(tmp_path):
     rows = [{**row, **plain} for row in rows_of([1.0], seeds=1)]
     rows += [{**rows[0], "method": "cads"}, {**rows[0], "guidance": 1.0}]
     rows += [{**rows[0], "training": "trained", "method": "cads"}]
-    names = report._short(report.settings(rows))
+    names = report._short(setting.settings(rows))
     assert names == ["base", "cads", "base, s=1", "trained + cads"]
 
 
@@ -271,7 +272,7 @@ def test_every_k_has_its_own_truth(tmp_path):
     rows += rows_of([0.5], **at_8, frechet=1.4, meaningful_diversity=0.7)
     rows += rows_of([0.0], **at_8, frechet=1.5, meaningful_diversity=0.5)
     rows = [{**row, "command": f"draw --seed={row['seed']} <x>", "system": "Any"} for row in rows]
-    found = report.settings(rows)
+    found = setting.settings(rows)
     for each in found:
         assert each.true.cell("meaningful_diversity")["mean"] == pytest.approx(
             truth[each.said["num"]]
@@ -313,13 +314,13 @@ def test_what_has_no_truth_to_aim_at_is_on_no_front(tmp_path):
     for row in rows:
         if row["weight"] == 1:
             row |= {"true_meaningful_diversity": None, "meaningful_diversity": -9.0}
-    goals = [report._better("meaningful_diversity", each) for each in report.settings(rows)]
+    goals = [report._better("meaningful_diversity", each) for each in setting.settings(rows)]
     assert [np.isnan(goal) for goal in goals] == [False, False, True]
-    report._trade(tmp_path, report.settings(rows), "all", "meaningful_diversity")
+    report._trade(tmp_path, setting.settings(rows), "all", "meaningful_diversity")
     front = [row["front"] for row in read(tmp_path / "meaningful_diversity_against_all.csv")]
     assert front[2] == "" and "True" in front[:2]
     bare = [{k: v for k, v in row.items() if not k.startswith("true_")} for row in rows]
-    figure, volume = report._trade(tmp_path, report.settings(bare), "all", "mean_cosine")
+    figure, volume = report._trade(tmp_path, setting.settings(bare), "all", "mean_cosine")
     assert figure is not None and np.isnan(volume)
     assert {row["front"] for row in read(tmp_path / "mean_cosine_against_all.csv")} == {""}
 
@@ -329,15 +330,15 @@ def test_rows_of_another_question_are_no_seeds():
     rows = rows_of([0.5], **same)
     for other in ({"steps": 10}, {"prompts": 8}, {"recipe": "b.py"}, {"flags": "steps=9"}):
         rows += rows_of([0.5], **{**same, **other})
-    found = report.settings(rows)
+    found = setting.settings(rows)
     assert [len(each.rows) for each in found] == [3] * 5
     assert len({each.name for each in found}) == 5
     # What all of them share is not told.
-    (alone,) = report.settings(rows_of([0.5], **same))
+    (alone,) = setting.settings(rows_of([0.5], **same))
     assert alone.name == "diversity 0.5, s=5, K=8"
     # Nor a recipe's changes, where a label says as much.
     rows = rows_of([1.0], flags="data.samples=2", samples=2) + rows_of([1.0], flags="", samples=8)
-    assert [each.name for each in report.settings(rows)] == [
+    assert [each.name for each in setting.settings(rows)] == [
         "diversity 1, s=5, K=8, samples=2", "diversity 1, s=5, K=8, samples=8"
     ]  # fmt: skip
 
@@ -354,7 +355,7 @@ def test_curves_are_over_what_a_training_was_told():
         row(training="deep", weight=None, samples=None, layers=n, flags=f"layers={n}")
         for n in (6, 4, 2)
     ]
-    found = report.settings([*weights, *samples, base, *others, *layers])
+    found = setting.settings([*weights, *samples, base, *others, *layers])
 
     def over(knob, found=found):
         return {n: [e.said[knob] for e in group] for n, group in report._lines(found, knob).items()}
@@ -365,10 +366,10 @@ def test_curves_are_over_what_a_training_was_told():
     assert over("num") == over("guidance") == {}
     # Fine-tuning alone is the weight 0 where there is one; of two at one weight there is no curve.
     alone = row(weight=0.0, flags="end=0.0 off")
-    found = report.settings([*weights, alone, base])
+    found = setting.settings([*weights, alone, base])
     assert over("weight", found) == {"diversity, s=5, K=8": [0.3, 1.0, 0.0]}
     assert report._lines(found, "weight")["diversity, s=5, K=8"][-1].said["training"] == "diversity"
-    twice = report.settings([*weights, alone, row(weight=0.3, flags="end=0.4 off")])
+    twice = setting.settings([*weights, alone, row(weight=0.3, flags="end=0.4 off")])
     assert over("weight", twice) == {}
 
 

@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from cosdiff_jax.metrics import pareto
 from cosdiff_jax.report import figures
 from cosdiff_jax.report.page import write_page
-from cosdiff_jax.report.study import Row, Setting
+from cosdiff_jax.report.setting import Row, Setting
 
 # What makes a setting.
 SETTING = ("data", "steps", "guidance", "ema")

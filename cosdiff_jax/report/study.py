@@ -1,9 +1,7 @@
 """A study's rows -> what was gained and what it cost: trade-offs, curves, one page.
 
-Settings that differ in the seed alone are one point, the mean over seeds; its interval is
-Student's of 95 %. With one seed the table says the interval over prompts that the measurement
-gave, and figures have none. What is to come near the true distribution is held to that of the same
-prompts and as many pictures: its diversity grows with K.
+A setting (``report/setting.py``) is one point. What is to come near the true distribution is held
+to that of the same prompts and as many pictures: its diversity grows with K.
 """
 
 import csv
@@ -14,21 +12,26 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from scipy import special
 
 from cosdiff_jax.metrics import pareto
 from cosdiff_jax.report import figures
 from cosdiff_jax.report.measures import ROWS
 from cosdiff_jax.report.page import facts_list, write_page
+from cosdiff_jax.report.setting import (
+    DRAWN,
+    PARTS,
+    SETTING,
+    Cell,
+    Row,
+    Setting,
+    named,
+    settings,
+    truths,
+)
 
-# What decides a drawing; a row may lack a name that its study leaves alone.
-DRAWN = ("method", "guidance", "num", "candidates", "steps", "prompts", "ema")
-# What tells one setting from another, in the order of the table.
-SETTING = ("training", "weight", "samples", "layers", *DRAWN, "model", "recipe", "flags")
 # What measures are drawn over.
 KNOBS = ("weight", "samples", "layers", "num", "guidance")
 # (across, up); a measure that is better lower is turned round for the front.
@@ -44,120 +47,8 @@ SHOWN = (
     *("evaluations", "seconds"),
 )
 NAMED = 12  # points of a figure that are all named; of more, the base and what is on the front
-PARTS = {"": "mean", "_low": "low", "_high": "high"}
 # Where rows were computed.
 FACTS = ("date", "processor", "accelerator", "devices", "memory", "system", "versions")
-
-Row = Mapping[str, Any]
-Cell = Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
-    """All seeds of one setting.
-
-    Attributes:
-      said: its knobs by name.
-      rows: one of each seed.
-      also: what tells it from others of the same name.
-    """
-
-    said: Mapping[str, Any]
-    rows: Sequence[Row]
-    also: str = ""
-
-    @property
-    def name(self) -> str:
-        """Short, for a legend."""
-        said = self.said
-        trained = said.get("weight") is not None and said["training"] != "base"
-        weight = f" {said['weight']:g}" if trained else ""
-        plain = said.get("method") in (None, "independent")
-        method = "" if plain else f" + {said['method']}"
-        guidance = "" if said.get("guidance") is None else f", s={said['guidance']:g}"
-        num = "" if said.get("num") is None else f", K={said['num']}"
-        return f"{said['training']}{weight}{method}{guidance}{num}{self.also}"
-
-    @property
-    def true(self) -> "Setting":
-        """The true pictures of its prompts, as many."""
-        return truths(self.rows)[0]
-
-    @property
-    def commands(self) -> list[str]:
-        """What computed it, a line for each seed."""
-        return [row["command"] for row in self.rows if row.get("command")]
-
-    def cell(self, measure: str) -> dict[str, float] | None:
-        """Mean over seeds, and its interval where there are two; None where nobody measured it.
-
-        The interval of one seed is that over its prompts, where its row has one.
-        """
-        there = [row for row in self.rows if _known(row, measure)]
-        if not there:
-            return None
-        values = np.array([row[measure] for row in there])
-        mean = float(values.mean())
-        if len(values) < 2:
-            (row,) = there
-            return {
-                name: row[f"{measure}{part}"]
-                for part, name in PARTS.items()
-                if _known(row, f"{measure}{part}")
-            }
-        half = special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values))
-        return {"mean": mean, "low": mean - float(half), "high": mean + float(half)}
-
-
-def _known(row: Row, name: str) -> bool:
-    return row.get(name) is not None and math.isfinite(row[name])
-
-
-def settings(rows: Sequence[Row]) -> list[Setting]:
-    """The rows by setting, in the order in which they first appear."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row.get(name) for name in SETTING), []).append(row)
-    found = [
-        Setting(said=dict(zip(SETTING, key, strict=True)), rows=own) for key, own in groups.items()
-    ]
-    return _named(found)
-
-
-def truths(rows: Sequence[Row]) -> list[Setting]:
-    """The true pictures: a setting for each K and number of prompts, a row for each seed."""
-    groups: dict[tuple, dict[int, dict[str, float]]] = {}
-    for row in rows:
-        own = {k: v for k, v in row.items() if k.startswith("true_") and v is not None}
-        group = groups.setdefault((row["num"], row.get("prompts")), {})
-        group.setdefault(row["seed"], {}).update((k[len("true_") :], v) for k, v in own.items())
-    found = []
-    for (num, prompts), own in groups.items():
-        said = {"training": "true pictures", "num": num, "prompts": prompts}
-        found.append(Setting(said=said, rows=list(own.values())))
-    return _named(found)
-
-
-def _named(found: Sequence[Setting]) -> list[Setting]:
-    alike: dict[str, list[Setting]] = {}
-    for each in found:
-        alike.setdefault(each.name, []).append(each)
-    return [
-        dataclasses.replace(each, also=_apart(each.said, [e.said for e in alike[each.name]]))
-        for each in found
-    ]
-
-
-def _apart(said: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
-    """The knobs that tell one of several from the others; the first ones, if they will do."""
-    names: list[str] = []
-    for name in said:
-        ways = [
-            {tuple(each[n] for n in told) for each in among} for told in (names, [*names, name])
-        ]
-        if len(ways[1]) > len(ways[0]):
-            names.append(name.removeprefix("base + "))
-    return "".join(f", {name}={said[name]}" for name in names if said[name] not in (None, ""))
 
 
 def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
@@ -316,7 +207,7 @@ def _lines(found: Sequence[Setting], knob: str) -> dict[str, list[Setting]]:
         for rest, group in groups.items()
         if len({each.said[knob] for each in group}) == len(group) > 2
     }
-    told = _named([Setting(said=dict(rest), rows=()) for rest in several])
+    told = named([Setting(said=dict(rest), rows=()) for rest in several])
     return {line.name: group for line, group in zip(told, several.values(), strict=True)}
 
 
