@@ -164,15 +164,18 @@ class _Apart:
         asked = measure, a, b
         if asked not in self._found:
             one, other = self._values(measure, a), self._values(measure, b)
-            both = [index for index in one if index in other]
-            x, y = (np.array([side[index] for index in both]) for side in (one, other))
+            both = [key for key in one if key in other]
+            x, y = (np.array([side[key] for key in both]) for side in (one, other))
             enough = len(both) > 1 and measure not in _SINGLE
             self._found[asked] = bootstrap.Bootstrap().difference(x, y) if enough else None
         return self._found[asked]
 
-    def _values(self, measure: str, name: str) -> dict[int, float]:
-        found = {row["index"]: row["measures"].get(measure) for row in self._surveyed[name].rows}
-        return {i: value for i, value in found.items() if value is not None and value == value}
+    def _values(self, measure: str, name: str) -> dict[str, float]:
+        # By key: a folder without pictures of some prompt numbers the others differently.
+        found = self._surveyed[name]
+        keys = [row["key"] for row in found.rows]
+        values = zip(keys, found.column(measure), strict=True)
+        return {key: value for key, value in values if np.isfinite(value)}
 
     def from_first(self) -> dict[str, dict[str, dict[str, float]]]:
         """Column -> measure -> "mean", "low" and "high" of the difference from the first."""
@@ -315,7 +318,7 @@ def _clear(result: Mapping[str, Any]) -> list[str]:
     """What surely differs from the first column: paired intervals without 0, a line a column."""
     names = [name for name in ROWS if not ROWS[name].detail]
     lines = []
-    for column, table in result.get("differences", {}).items():
+    for column, table in result["differences"].items():
         cells = [(name, table[name]) for name in names if name in table]
         clear = [
             f"{name} {cell['mean']:+.4f} ({cell['low']:+.4f} to {cell['high']:+.4f})"
@@ -323,8 +326,7 @@ def _clear(result: Mapping[str, Any]) -> list[str]:
             if cell["low"] > 0 or cell["high"] < 0
         ]
         lines.append(f"{column}: {', '.join(clear) or 'nothing that is sure'}")
-    first = next((name for name in result["columns"] if name != "true"), "")
-    head = f"differences from {first}, prompt by prompt, that 95 % intervals tell from 0:"
+    head = "differences from the first, prompt by prompt, that 95 % intervals tell from 0:"
     return ["", head, *lines] if lines else []
 
 

@@ -16,13 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from cosdiff_jax.data.groups import Source, to_float
-from cosdiff_jax.diversity import similarity
 from cosdiff_jax.features.clip import see
-from cosdiff_jax.metrics import vendi
+from cosdiff_jax.metrics import cosine, vendi
 from cosdiff_jax.shapes import Params
 
 Measure = Callable[[UInt8[np.ndarray, "K X Y C"], Mapping[str, Any]], Mapping[str, float]]
@@ -264,16 +263,11 @@ def of_features(
     """
     found = {} if text is None else {"clip_score": float(np.mean(f @ text))}
     if len(f) > 1:
-        found["mean_cosine"], found["top_cosine"] = map(float, _alike(f, top_percent))
         scores = vendi.Vendi()
         found |= scores.result(scores.update(scores.init(), f[None]))
-        found["vendi"] = found.pop("vendi_q1")
+        del found["vendi_q1"]  # the same as "vendi"
+        found |= cosine.result(cosine.update(cosine.init(), f[None], top_percent))
     return found
-
-
-@functools.partial(jax.jit, static_argnames="top_percent")
-def _alike(f: Float[Array, "K F"], top_percent: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    return similarity.mean_cosine(f), similarity.top_cosine(f, top_percent)
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:
