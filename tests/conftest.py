@@ -1,5 +1,6 @@
 """Every test runs on eight emulated devices, with shapes checked and compiled programs kept."""
 
+import gc
 import json
 import os
 import pathlib
@@ -19,6 +20,10 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes objects by the million, nearly none of them in a circle: at the usual threshold
+# looking for circles is a tenth of the time.
+gc.set_threshold(200_000, 20, 50)
 
 # Shapes and dtypes of every annotated function are checked while the tests run, and only then.
 _hook = jaxtyping.install_import_hook("cosdiff_jax", "beartype.beartype")
