@@ -156,8 +156,10 @@ def point(
 # Where a name may stand beside its point, in typographical points, the best first.
 _PLACES = (
     *((6, 4, "left"), (6, -10, "left"), (-6, 4, "right"), (-6, -10, "right")),
-    (0, 10, "center"),
+    *((0, 9, "center"), (0, -15, "center"), (8, -3, "left"), (-8, -3, "right")),
+    *((4, 14, "left"), (4, -20, "left"), (-4, 14, "right"), (-4, -20, "right")),
 )
+_ROUNDS = 4  # in which each name may move once
 
 
 def names(
@@ -167,7 +169,7 @@ def names(
     others: Sequence[tuple[float, float]] = (),
     bold: str = "",
 ) -> None:
-    """Names beside points, each where it covers least of what is there already.
+    """Names beside points, each where it covers least of the other names and points.
 
     To be called when everything else is drawn and the limits are set.
 
@@ -181,29 +183,31 @@ def names(
     assert canvas is not None
     canvas.draw_without_rendering()  # settles where the data lie
     to_pixels, scale = axes.transData.transform, canvas.dpi / 72
-    taken = [np.array([*(p - 6), *(p + 6)]) for p in map(to_pixels, [*points.values(), *others])]
+    marks = [np.array([*(p - 6), *(p + 6)]) for p in map(to_pixels, [*points.values(), *others])]
+    told = {}
     for name, at in points.items():
-        best = None
-        for right, up, side in _PLACES:
-            x, y = to_pixels(at) + np.array([right, up]) * scale
-            width, height = 4.6 * len(name) * scale, 9 * scale
-            x -= {"left": 0, "right": width, "center": width / 2}[side]
-            box = np.array([x, y, x + width, y + height])
-            covered = sum(_overlap(box, other) for other in taken)
-            if best is None or covered < best[0]:
-                best = covered, box, right, up, side
-        assert best is not None
-        _, box, right, up, side = best
-        taken.append(box)
-        axes.annotate(
-            name,
-            at,
-            xytext=(right, up),
-            textcoords="offset points",
-            ha=side,
-            fontsize=8,
-            fontweight="bold" if name == bold else "normal",
+        weight = "bold" if name == bold else "normal"
+        told[name] = axes.annotate(
+            name, at, xytext=(0, 0), textcoords="offset points", fontsize=8, fontweight=weight
         )
+    sizes = {name: text.get_window_extent().size for name, text in told.items()}
+
+    def box(name: str, place: tuple[int, int, str]) -> np.ndarray:
+        right, up, side = place
+        width, height = sizes[name]
+        x, y = to_pixels(points[name]) + np.array([right, up]) * scale
+        x -= {"left": 0, "right": width, "center": width / 2}[side]
+        return np.array([x, y, x + width, y + height])
+
+    chosen: dict[str, tuple[int, int, str]] = {}
+    for _ in range(_ROUNDS):
+        for name in points:
+            taken = [*marks, *(box(n, place) for n, place in chosen.items() if n != name)]
+            covered = [sum(_overlap(box(name, place), it) for it in taken) for place in _PLACES]
+            chosen[name] = _PLACES[int(np.argmin(covered))]
+    for name, (right, up, side) in chosen.items():
+        told[name].set_position((right, up))
+        told[name].set_horizontalalignment(side)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,40 @@
+"""Names beside points: all of them, each near its own, none over another."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from cosdiff_jax.report import figures
+
+
+def boxes(points, **more):
+    """Where names of points stand, in pixels, and the points."""
+    canvas = Figure(figsize=(8, 5), dpi=100)
+    axes = canvas.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    figures.names(axes, points, **more)
+    canvas.draw_without_rendering()
+    texts = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    return texts, {name: axes.transData.transform(at) for name, at in points.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_names_of_a_crowd_cover_neither_one_another_nor_a_point(seed):
+    rng = np.random.default_rng(seed)
+    crowd = {f"method_{i:02d}": tuple(rng.uniform(0.2, 0.8, 2)) for i in range(18)}
+    texts, places = boxes(crowd)
+    assert set(texts) == set(crowd)
+    for name, box in texts.items():
+        away = np.hypot(*(np.clip(places[name], box.min, box.max) - places[name]))
+        assert away < 30, (name, away)
+        for other in set(texts) - {name}:
+            assert not box.overlaps(texts[other].padded(-1)), (name, other)
+        for other, at in places.items():
+            assert not box.padded(-1).contains(*at), (name, other)
+
+
+def test_a_name_keeps_off_points_that_have_none():
+    here, to_the_right = (0.5, 0.5), [(0.52 + x / 100, 0.52) for x in range(8)]
+    (usual,) = boxes({"method": here})[0].values()
+    (moved,) = boxes({"method": here}, others=to_the_right)[0].values()
+    assert moved.x0 != usual.x0 or moved.y0 != usual.y0
