@@ -22,9 +22,9 @@ def get_config(preset: str = ""):
     flow.times.logit_normal.update(mean=1.0, std=1.2)  # those the base was trained at
     # Adam moves every weight by the rate, however short the gradient is: what counts is each term's
     # share. With the flow's own noise as the larger part, 60 steps at a rate of 5e-4 cost 3.3
-    # points of accuracy (0.6 to 6.0) with no diversity term at all (benchmarks/results/fusion_div.json,
-    # "trials"). So the terms are heavy, the rate is low and ends lower. The proposal's 0.01 to 0.05
-    # are weights for long runs.
+    # points of accuracy (0.6 to 6.0) with no diversity term at all ("trials" in
+    # benchmarks/results/fusion_div.json). So the terms are heavy, the rate is low and ends lower.
+    # The proposal's 0.01 to 0.05 are weights for long runs.
     flow.diversity.name = "cosine"
     flow.diversity.cosine.schedule.linear.update(end=30.0, warmup=2, ramp=4)
     flow.alignment.name = "clip"

@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from cosdiff_jax import checkpoint, host, optimizer, sharding
+from cosdiff_jax import checkpoint, checks, host, optimizer, sharding
 from cosdiff_jax import job as job_lib
 from cosdiff_jax.report import curves, grid, page, record
 from cosdiff_jax.report import facts as facts_lib
@@ -59,7 +59,7 @@ def train(config, workdir: str) -> TrainState:
     kept = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
     precision = job_lib.precision(config.matmul_precision)
     with kept as checkpoints, jax.set_mesh(mesh), precision:
-        job_lib.check_same_run(config, checkpoints.config(), workdir)
+        checks.same_run(config, checkpoints.config(), workdir)
         job = job_lib.prepare(config)
         stream = job.stream(jax.process_index(), jax.process_count())
         start = stream.get_state()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base, presets
-from cosdiff_jax import build, job, modules, optimizer, tables
+from cosdiff_jax import build, checks, modules, optimizer, tables
 from cosdiff_jax.diversity import alignment
 from cosdiff_jax.flow import timestep, trajectory
 from cosdiff_jax.shapes import Batch
@@ -154,7 +154,7 @@ def test_every_recipe_at_every_size_builds(recipe, preset):
     config = importlib.import_module(f"configs.{recipe}").get_config(preset)
     if not preset and config.backbone.name == "asset" and not _has(config.backbone):
         pytest.skip("the asset is not embedded")
-    job.check(config)
+    checks.recipe(config)
     objective, _ = build.objective(config)
     p, k = config.data.prompts, config.data.samples
     side = {"digits": 8, "folder": config.data.folder.size}.get(config.data.name, 64)

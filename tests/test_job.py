@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import fusion_base, fusion_div, scenes_clip, scenes_clip_latents
-from cosdiff_jax import build, job, modules, optimizer, sharding, tables
+from cosdiff_jax import build, checks, job, modules, optimizer, sharding, tables
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.shapes import Batch, TrainState
 
@@ -39,10 +39,10 @@ def test_contrastive_alignment_of_one_prompt_is_refused(prompts, accumulate):
     config.data.prompts, config.optimizer.accumulate = prompts, accumulate
     term = config.objective.flow_matching.alignment
     term.name = "clip"
-    job.check(config)
+    checks.recipe(config)
     term.clip.form.name = "contrastive"
     with pytest.raises(ValueError, match=r"at least 2.*alignment\.clip\.form\.name=cosine"):
-        job.check(config)
+        checks.recipe(config)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_a_controller_must_be_able_to_push_down_to_the_cosine_wanted(target, cos
     term = config.objective.flow_matching.diversity.cosine
     term.target.name, term.target.fixed.cosine = target, cosine
     config.data.samples = 2
-    job.check(config)  # a ramp is free to ask for less
+    checks.recipe(config)  # a ramp is free to ask for less
     term.schedule.name, term.schedule.controller.wanted = "controller", 0.7
     if said is None:
-        return job.check(config)
+        return checks.recipe(config)
     with pytest.raises(ValueError, match=said):
-        job.check(config)
+        checks.recipe(config)
 
 
 def test_a_folder_of_single_pictures_has_no_target(tmp_path):
@@ -109,10 +109,10 @@ def test_a_run_may_begin_or_leave_weights_and_biases_when_it_goes_on(monkeypatch
     config = fusion_base.get_config("tiny")
     before = json.loads(config.to_json_best_effort())
     config.wandb.update(project="other", mode="online", run="second")
-    job.check_same_run(config, before, "run")
+    checks.same_run(config, before, "run")
     config.optimizer.rate *= 2
     with pytest.raises(ValueError, match=r"optimizer\.rate"):
-        job.check_same_run(config, before, "run")
+        checks.same_run(config, before, "run")
     # A missing package is told before anything is prepared.
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install .cosdiff_jax\[wandb\]"):
