@@ -5,7 +5,8 @@
 
 Held-out Scenes prompts, the same noise for all. The methods that choose among candidates choose
 from the same ones. Prints one JSON line for each method, the true pictures last, and writes them
-all to ``--out``. ``evaluations`` (of the velocity: guidance asks the network twice for each) and
+all to ``--out``; what stands there already, asked in the same way, is kept and not measured again.
+``evaluations`` (of the velocity: guidance asks the network twice for each) and
 ``seconds`` are for one prompt; seconds are medians over groups of prompts, the first of which,
 with the compilation, is left out.
 """
@@ -24,7 +25,7 @@ from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler
 from cosdiff_jax.report import facts
 
-ROWS = 64
+ROWS, TRUE = 64, "true pictures"
 CHOOSING = set(tables.SELECTIONS) | {"pruning", "late_pruning"}
 
 
@@ -64,13 +65,19 @@ def main() -> None:
     items = held_out(args.prompts, args.num, args.seed)
     judge = job.drawn(model.config, items, model.tokenizer, model.frozen)
     prompts = list(judge.prompts)
+    asked = {k: str(v) for k, v in vars(args).items() if k not in ("out", "method")}
     about = {
-        "arguments": {key: str(value) for key, value in vars(args).items() if key != "out"},
+        "arguments": asked,
         "date": date.today().isoformat(),
         "machine": facts.machine(),
         "versions": facts.versions(),
     }
     rows, pool = [], None
+    if args.out is not None and args.out.exists():
+        before = json.loads(args.out.read_text())
+        if before["arguments"] != asked:
+            parser.error(f"{args.out} was measured with {before['arguments']}: name another --out")
+        rows = [row for row in before["rows"] if row["method"] != TRUE]
 
     def note(row: dict) -> None:
         rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
@@ -78,7 +85,8 @@ def main() -> None:
         if args.out is not None:
             args.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
-    for method in args.method or METHODS:
+    known = {row["method"] for row in rows}
+    for method in (m for m in args.method or METHODS if m not in known):
         chooses = bool(CHOOSING & set(method.split("+")))
         draw = DiverseSampler(
             model=model,
@@ -99,7 +107,7 @@ def main() -> None:
             samples = draw.choose(candidates)
         cost = {"evaluations": samples.evaluations, "seconds": seconds}
         note({"method": method, **cost, **judge.measured(samples.images)})
-    note({"method": "true pictures", **judge.truth})
+    note({"method": TRUE, **judge.truth})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def eye():
         text_width=16, text_depth=1, text_heads=2, features=12,
     )  # fmt: skip
     tokens = jnp.zeros((1, 8), jnp.int32)
-    params = clip.init(
+    params = jax.jit(clip.init)(
         jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), tokens, tokens == 0
     )["params"]  # fmt: skip
 

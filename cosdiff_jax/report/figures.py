@@ -169,7 +169,7 @@ def names(
     others: Sequence[tuple[float, float]] = (),
     bold: str = "",
 ) -> None:
-    """Names beside points, each where it covers least of the other names and points.
+    """Names beside points, each where it covers least of other names and points, within the axes.
 
     To be called when everything else is drawn and the limits are set.
 
@@ -191,6 +191,7 @@ def names(
             name, at, xytext=(0, 0), textcoords="offset points", fontsize=8, fontweight=weight
         )
     sizes = {name: text.get_window_extent().size for name, text in told.items()}
+    inside = np.ravel(axes.get_window_extent().get_points())
 
     def box(name: str, place: tuple[int, int, str]) -> np.ndarray:
         right, up, side = place
@@ -203,7 +204,11 @@ def names(
     for _ in range(_ROUNDS):
         for name in points:
             taken = [*marks, *(box(n, place) for n, place in chosen.items() if n != name)]
-            covered = [sum(_overlap(box(name, place), it) for it in taken) for place in _PLACES]
+            boxes = [box(name, place) for place in _PLACES]
+            covered = [
+                sum(_overlap(it, other) for other in taken) - 4 * _overlap(it, inside)
+                for it in boxes
+            ]
             chosen[name] = _PLACES[int(np.argmin(covered))]
     for name, (right, up, side) in chosen.items():
         told[name].set_position((right, up))

@@ -52,21 +52,25 @@ def llm_weights():
     return jax.tree.map(lambda x: x * 5, jax.jit(LLM.init)(jax.random.key(0), TOKENS, MASK))
 
 
+streams = jax.jit(LLM.apply, static_argnames=("rotate", "layers"))
+
+
 def read(fusion, tokens=TOKENS, mask=MASK):
-    return jax.jit(LLM.apply, static_argnames=("rotate", "layers"))(
-        llm_weights(), tokens, mask, rotate=fusion.rotate, layers=fusion.layers
-    )
+    return streams(llm_weights(), tokens, mask, rotate=fusion.rotate, layers=fusion.layers)
 
 
 @functools.cache
 def weights(model):
     """Trained-looking weights: nothing stays at its zero start."""
-    params = jax.jit(model.init)(jax.random.key(1), Z, TIMES, read(model.attention))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    return tree.unflatten(
-        [x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+
+    @jax.jit
+    def made(text):
+        leaves, tree = jax.tree.flatten(model.init(jax.random.key(1), Z, TIMES, text))
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        noisy = [x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return tree.unflatten(noisy)
+
+    return made(read(model.attention))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("features", "skip", "perturb"))

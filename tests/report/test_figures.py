@@ -33,6 +33,19 @@ def test_names_of_a_crowd_cover_neither_one_another_nor_a_point(seed):
             assert not box.padded(-1).contains(*at), (name, other)
 
 
+def test_a_name_stays_within_the_axes():
+    canvas = Figure(figsize=(4, 3), dpi=100)
+    axes = canvas.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    figures.names(axes, {"a long name of a method": (0.97, 0.5), "another": (0.5, 0.99)})
+    canvas.draw_without_rendering()
+    inside = axes.get_window_extent()
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert inside.containsx(box.x0) and inside.containsx(box.x1), text.get_text()
+        assert inside.containsy(box.y0) and inside.containsy(box.y1), text.get_text()
+
+
 def test_a_name_keeps_off_points_that_have_none():
     here, to_the_right = (0.5, 0.5), [(0.52 + x / 100, 0.52) for x in range(8)]
     (usual,) = boxes({"method": here})[0].values()

@@ -48,11 +48,18 @@ def batch(seed, padding=0.0):
 def trained(fusion):
     """A model whose weights look trained, with queries and keys a third as long as normed ones."""
     model = FuseDiT(**SIZES, attention=fusion)
-    params = jax.jit(model.init)(jax.random.key(1), **batch(0))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [x + 0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return model, jax.tree_util.tree_map_with_path(shorter, tree.unflatten(noisy))
+
+    @jax.jit
+    def made(inputs):
+        params = model.init(jax.random.key(1), **inputs)["params"]
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        noisy = [
+            x + 0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree_util.tree_map_with_path(shorter, tree.unflatten(noisy))
+
+    return model, made(batch(0))
 
 
 def shorter(path, x):
