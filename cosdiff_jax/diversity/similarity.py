@@ -2,9 +2,11 @@
 
 Every function takes feature vectors of any length, "... N F", and gives one value per group;
 leading axes are groups (prompts) that never meet. A sample whose vector is zero has cosine 0 with
-every other, and a zero gradient.
+every other, and a zero gradient. All are compiled as wholes: op by op, a first call would take
+seconds.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -20,6 +22,7 @@ RANKED = 1024
 """The largest group whose pairs are all formed and ranked: half a million cosines."""
 
 
+@jax.jit
 def unit(f: Float[Array, "... F"]) -> Float[Array, "... F"]:
     """Scale vectors to length 1, in float32; shorter than 1e-12 becomes zero."""
     f = f.astype(jnp.float32)
@@ -31,12 +34,14 @@ def unit(f: Float[Array, "... F"]) -> Float[Array, "... F"]:
     return jnp.where(real, f * jax.lax.rsqrt(jnp.sum(f**2, axis=-1, keepdims=True)), 0.0)
 
 
+@jax.jit
 def cosine_matrix(f: Float[Array, "... N F"]) -> Float[Array, "... N N"]:
     """C_ij = f_i . f_j / (|f_i| |f_j|): O(N^2 F); the diagonal is 1 except for zero vectors."""
     f = unit(f)
     return jnp.einsum("...nf,...mf->...nm", f, f)
 
 
+@jax.jit
 def mean_cosine(
     f: Float[Array, "... N F"], mask: Bool[Array, "... N"] | None = None
 ) -> Float[Array, "..."]:
@@ -91,6 +96,7 @@ def mean_cosine_sharded(
     return _on_mesh(local, f, mesh, samples, prompts)
 
 
+@functools.partial(jax.jit, static_argnames="percent")
 def top_cosine(
     f: Float[Array, "... N F"], percent: float, mask: Bool[Array, "... N"] | None = None
 ) -> Float[Array, "..."]:
@@ -119,6 +125,7 @@ def top_cosine(
     return total / jnp.maximum(k, 1.0)
 
 
+@functools.partial(jax.jit, static_argnames="percent")
 def percentile_cosine(
     f: Float[Array, "... N F"], percent: float, mask: Bool[Array, "... N"] | None = None
 ) -> Float[Array, "..."]:

@@ -40,10 +40,10 @@ def test_a_cut_off_ends_it(ramp):
 
 def run(controller, plant, steps):
     """Weights of a controlled system whose cosine follows from the weight."""
-    memory, weights = controller.start(), []
+    memory, weights, after = controller.start(), [], jax.jit(controller.after)
     for step in range(steps):
         weights.append(float(controller(step, memory)))
-        memory = jax.jit(controller.after)(memory, np.float32(plant(weights[-1])), 3, step)
+        memory = after(memory, np.float32(plant(weights[-1])), 3, step)
     return np.array(weights)
 
 
