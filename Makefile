@@ -10,7 +10,8 @@ WORKDIR ?= runs/fusion_div
 env: .venv/ready
 
 # The lock file constrains every package to one version; torch is not among those installed here.
-PIP := $(PY) -m pip --disable-pip-version-check --quiet install --constraint requirements.lock
+# Python compiles what is imported; pip would compile all of every package, half of its time.
+PIP := $(PY) -m pip --disable-pip-version-check --quiet install --no-compile --constraint requirements.lock
 
 .venv/ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "cosdiff_jax needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
