@@ -62,22 +62,23 @@ def main() -> None:
 
     model = trained.load(args.model, ("llm", "vae", "clip"))
     model.config.sample.update(prompts=args.prompts, num=args.num, shown=1)
-    items = held_out(args.prompts, args.num, args.seed)
-    judge = job.drawn(model.config, items, model.tokenizer, model.frozen)
-    prompts = list(judge.prompts)
     asked = {k: str(v) for k, v in vars(args).items() if k not in ("out", "method")}
-    about = {
-        "arguments": asked,
-        "date": date.today().isoformat(),
-        "machine": facts.machine(),
-        "versions": facts.versions(),
-    }
+    asked |= model.digests  # the embedded model is trained anew now and then, under one name
     rows, pool = [], None
     if args.out is not None and args.out.exists():
         before = json.loads(args.out.read_text())
         if before["arguments"] != asked:
             parser.error(f"{args.out} was measured with {before['arguments']}: name another --out")
         rows = [row for row in before["rows"] if row["method"] != TRUE]
+    items = held_out(args.prompts, args.num, args.seed)
+    judge = job.drawn(model.config, items, model.tokenizer, model.frozen)
+    prompts = list(judge.prompts)
+    about = {
+        "arguments": asked,
+        "date": date.today().isoformat(),
+        "machine": facts.machine(),
+        "versions": facts.versions(),
+    }
 
     def note(row: dict) -> None:
         rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})

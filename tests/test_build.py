@@ -258,7 +258,7 @@ def test_a_mix_of_features_with_networks_of_their_own():
     config.vgg.name, config.latent_clip.name = "vgg", "clip"
     flow = config.objective.flow_matching
     flow.feature.mix.update(clip=0.0, latent=0.0, vgg=1.0, latent_clip=2.0)
-    flow.feature.vgg.update(layers=("relu1_2", "relu2_2"), pooled=True)
+    flow.feature.vgg.update(layers=("relu2_2", "relu4_3"), pooled=True)
     made, needs = build.objective(config)
     assert needs == ("llm", "vae", "latent_clip", "vgg")
     parts = [type(part).__name__ for part in made.feature.parts]

@@ -43,8 +43,8 @@ def test_step_on_a_mesh_equals_one_device():
 
     The second step, for the bank that the first one filled is split over the mesh as well.
     """
-    llm = Gemma(vocab=16, width=16, depth=1, heads=2, kv_heads=2, head_size=8, mlp=16)
-    backbone = FuseDiT(width=16, depth=1, heads=2, kv_heads=2, head_size=8, mlp=16, channels=4)
+    llm = Gemma(vocab=16, width=16, depth=2, heads=2, kv_heads=2, head_size=8, mlp=16)
+    backbone = FuseDiT(width=16, depth=2, heads=2, kv_heads=2, head_size=8, mlp=16, channels=4)
     objective = FlowMatching(
         backbone=backbone,
         language_model=llm,

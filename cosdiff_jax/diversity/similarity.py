@@ -2,7 +2,7 @@
 
 Every function takes feature vectors of any length, "... N F", and gives one value per group;
 leading axes are groups (prompts) that never meet. A sample whose vector is zero has cosine 0 with
-every other, and a zero gradient. All are compiled as wholes: op by op, a first call would take
+every other, and a zero gradient. They are compiled as wholes: op by op, a first call would take
 seconds.
 """
 

@@ -160,6 +160,7 @@ _PLACES = (
     *((4, 14, "left"), (4, -20, "left"), (-4, 14, "right"), (-4, -20, "right")),
 )
 _ROUNDS = 4  # in which each name may move once
+_OUTSIDE = 4  # how much worse than over another name it is to stand beyond the axes
 
 
 def names(
@@ -206,7 +207,7 @@ def names(
             taken = [*marks, *(box(n, place) for n, place in chosen.items() if n != name)]
             boxes = [box(name, place) for place in _PLACES]
             covered = [
-                sum(_overlap(it, other) for other in taken) - 4 * _overlap(it, inside)
+                sum(_overlap(it, other) for other in taken) - _OUTSIDE * _overlap(it, inside)
                 for it in boxes
             ]
             chosen[name] = _PLACES[int(np.argmin(covered))]

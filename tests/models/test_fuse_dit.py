@@ -85,18 +85,10 @@ def run(model, z=Z, t=TIMES, text=None, **options):
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=lambda fusion: type(fusion).__name__)
 def test_every_choice_combines_with_every_other(fusion):
-    text, own = read(fusion), FUSIONS.index(fusion)
-    # Every two of the three kinds meet in one of the fusions' halves.
-    pairs = itertools.product(enumerate(POSITIONS), enumerate(MODULATIONS))
-    for (p, where), (m, how) in pairs:
-        if (p + m + own) % 2:
-            continue
+    text = read(fusion)
+    for i, (where, how) in enumerate(itertools.product(POSITIONS, MODULATIONS)):
         model = FuseDiT(
-            **SIZES,
-            position=where,
-            modulation=how,
-            attention=fusion,
-            sandwich_norm=(p + m // 2) % 2 == 0,
+            **SIZES, position=where, modulation=how, attention=fusion, sandwich_norm=i % 2 == 0
         )
 
         def born(key, model=model):
