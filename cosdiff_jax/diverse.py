@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from cosdiff_jax import build, modules, tables, trained
+from cosdiff_jax import build, modules, sharding, tables, trained
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.diversity import measure, similarity
 from cosdiff_jax.diversity.selection import Selection
@@ -22,6 +23,7 @@ from cosdiff_jax.features.clip import ClipFeature
 from cosdiff_jax.pruning import Pruning
 from cosdiff_jax.report import grid
 from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.shapes import Frozen, Params
 
 _PARTICLE = {"name": "particle", "particle": {"weight": 100.0}}
 
@@ -144,6 +146,8 @@ class DiverseSampler:
       steps: solver steps; None as the recipe says.
       guidance: scale of classifier-free guidance; None as the recipe says.
       size: height and width in pixels; None as the model was trained.
+      devices: of this host, that share out the pictures; None takes all of an accelerator, and of
+        a CPU one, for its others are only emulated.
 
     Raises:
       ValueError: an unknown method, one that the model cannot be drawn with, fewer candidates than
@@ -157,6 +161,7 @@ class DiverseSampler:
     steps: int | None = None
     guidance: float | None = None
     size: tuple[int, int] | None = None
+    devices: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.total < self.num:
@@ -183,12 +188,13 @@ class DiverseSampler:
         """What there is to choose from; pruning has chosen already."""
         model, pruning = self.model, self._pruning
         tokens, mask, seeds = model.read(prompts)
-        asked = (model.params, model.frozen, tokens, mask, jax.random.key(seed))
-        if pruning is None:
-            drawn = self._sampler(*asked, num=self.total, seeds=seeds)
-            left = np.tile(np.arange(self.total), (len(prompts), 1))
-        else:
-            drawn, left = pruning(*asked, candidates=self.total, num=self.num, seeds=seeds)
+        with jax.set_mesh(self._mesh):
+            asked = (*self._weights, tokens, mask, jax.random.key(seed))
+            if pruning is None:
+                drawn = self._sampler(*asked, num=self.total, seeds=seeds)
+                left = np.tile(np.arange(self.total), (len(prompts), 1))
+            else:
+                drawn, left = pruning(*asked, candidates=self.total, num=self.num, seeds=seeds)
         images, f, score = grid.to_bytes(drawn), None, None
         if self._view is not None:
             f = np.stack([np.asarray(self.look(model.frozen, to_float(x))) for x in images])
@@ -247,6 +253,19 @@ class DiverseSampler:
     def config(self) -> Any:
         """The recipe as the method changes it."""
         return self.model.as_asked(self.steps, self.guidance, self._changes)
+
+    @cached_property
+    def _mesh(self) -> Mesh:
+        local = jax.local_devices()
+        return sharding.beside(self.devices or (local[:1] if local[0].platform == "cpu" else local))
+
+    @cached_property
+    def _weights(self) -> tuple[Params, Frozen]:
+        """On every device once: from one of them they would travel with every call."""
+        weights = self.model.params, self.model.frozen
+        if self._mesh.size == 1:
+            return weights
+        return jax.device_put(weights, sharding.replicated(self._mesh))
 
     @cached_property
     def _sampler(self) -> Sampler:

@@ -6,6 +6,7 @@ moments and averaged weights have paths that end like their parameter's and so l
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,6 +52,11 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} device(s)"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def beside(devices: Sequence[Any]) -> Mesh:
+    """A mesh over some devices of this host, that rows of a drawing are split over."""
+    return Mesh(np.array(devices).reshape(-1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Spec:

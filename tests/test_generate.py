@@ -15,6 +15,7 @@ from PIL import Image
 from configs import base
 from cosdiff_jax import build, checkpoint, diverse, generate, trained
 from cosdiff_jax.data import gallery
+from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.shapes import TrainState
 
 
@@ -493,3 +494,32 @@ def test_a_weaker_network_is_a_method_of_the_recipes_strength_in_the_middle_laye
     both = made("interval+skip_layer")
     assert both.interval == made("interval").interval != skipping.interval
     assert both.weaker == skipping.weaker
+
+
+@pytest.mark.parametrize("method", ["independent", "particle", "late_pruning"])
+def test_pictures_are_shared_out_over_the_devices_of_a_host(folder, monkeypatch, method):
+    model = trained.load(folder, ("llm", "vae", "clip"))
+    settings = {"method": method, "num": 3, "steps": 3, "guidance": 2.0}
+    settings |= {"candidates": 10} if method == "late_pruning" else {}
+    places, network = [], FuseDiT.apply
+
+    def apply(self, variables, z, *args, **kwargs):
+        jax.debug.inspect_array_sharding(z, callback=places.append)
+        return network(self, variables, z, *args, **kwargs)
+
+    monkeypatch.setattr(FuseDiT, "apply", apply)
+
+    def drawn(devices):
+        captions = ["a red star", "빨간 별", "a blue ring"]
+        return diverse.diverse_samples(model, captions, devices=devices, **settings)
+
+    # Rows that the devices do not share evenly: nine, or ten and five.
+    alone = drawn(tuple(jax.devices()[:1]))
+    assert {len(place.device_set) for place in places} == {1}
+    places.clear()
+    shared = drawn(tuple(jax.devices()))
+    assert {len(place.device_set) for place in places} == {8}
+    assert not any(place.is_fully_replicated for place in places)
+    apart = np.abs(alone.images.astype(int) - shared.images.astype(int))
+    assert apart.max() <= 1
+    np.testing.assert_array_equal(alone.kept, shared.kept)
