@@ -107,7 +107,7 @@ def main() -> None:
             candidates, seconds = in_groups(draw, prompts, total, args.seed)
             samples = draw.choose(candidates)
         cost = {"evaluations": samples.evaluations, "seconds": seconds}
-        note({"method": method, **cost, **judge.measured(samples.images)})
+        note({"method": method, **cost, **judge.measured(samples.images).table})
     note({"method": TRUE, **judge.truth})
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosdiff_jax import modules, tables, weights
+from cosdiff_jax import judge, modules, tables, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data import tokenizer as tokenizers
 from cosdiff_jax.data.scenes import grammar
@@ -313,12 +313,13 @@ def _choice(knobs: Any, name: str, default: str = "none") -> tables.Entry:
     return knobs.get(name, {"name": default})
 
 
-def measures(data: str, items: list[dict[str, Any]]) -> list[Callable]:
+def measures(data: str, items: list[dict[str, Any]]) -> list[judge.Measure]:
     """What can be said of pictures of these held-out groups, by the kind of data."""
     if data == "scenes":
         specs = [grammar.spec_from_json(item["spec"]) for item in items]
-        return [lambda images: scenes.result(scenes.update(scenes.init(), images, specs))]
+        return [lambda images: judge.prompt_by_prompt(scenes, images, specs)]
     if data == "digits":
-        metric, asked = DigitMetric(), np.array([item["digit"] for item in items], np.int32)
-        return [lambda images: metric.result(metric.update(metric.init(), images, asked))]
+        asked = np.array([item["digit"] for item in items], np.int32)
+        metric = DigitMetric()
+        return [lambda images: judge.prompt_by_prompt(metric, images, asked)]
     return []

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,44 @@ from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Batch, Frozen, Params
 
 Groups = UInt8[np.ndarray, "P K X Y C"]
-Measure = Callable[[Groups], dict[str, float]]
+Table = dict[str, float]
+State = TypeVar("State")
+
+
+class Measured(NamedTuple):
+    """Measures by name.
+
+    Attributes:
+      table: of all prompts together.
+      each: of every prompt alone, in order; what cannot be said of one is absent there. Measures
+        of a set, such as a Frechet distance, are not among them.
+    """
+
+    table: Table
+    each: list[Table]
+
+
+Measure = Callable[[Groups], Measured]
 """Groups of pictures of the judge's own prompts -> measures by name."""
+
+
+def together(
+    states: Sequence[State],
+    merge: Callable[[State, State], State],
+    result: Callable[[State], Mapping[str, float]],
+) -> Measured:
+    """What the states of a metric, one for each prompt, say alone and merged."""
+    whole = functools.reduce(merge, states)
+    return Measured(dict(result(whole)), [dict(result(state)) for state in states])
+
+
+def prompt_by_prompt(metric: Any, images: Groups, asked: Sequence[Any] | np.ndarray) -> Measured:
+    """A metric (init/update/merge/result) of pictures and what each prompt asked for."""
+    states = [
+        metric.update(metric.init(), images[p : p + 1], asked[p : p + 1])
+        for p in range(len(images))
+    ]
+    return together(states, metric.merge, metric.result)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +64,12 @@ class Look:
     Attributes:
       table: measures by name.
       images: the pictures of the prompts shown in grids, or None where there is nothing to see.
+      each: the measures of every prompt alone, [] where nothing was asked of single ones.
     """
 
-    table: dict[str, float]
+    table: Table
     images: Groups | None = None
+    each: list[Table] = dataclasses.field(default_factory=list)
 
 
 @runtime_checkable
@@ -44,7 +82,7 @@ class Judge(Protocol):
         ...
 
     @property
-    def truth(self) -> dict[str, float]:
+    def truth(self) -> Table:
         """The measures of the true distribution, {} where there is none."""
         ...
 
@@ -92,13 +130,13 @@ class Drawn:
         return self.groups[: self.shown]
 
     @property
-    def truth(self) -> dict[str, float]:
+    def truth(self) -> Table:
         """The measures of the real pictures."""
         return self._truth
 
     @functools.cached_property
-    def _truth(self) -> dict[str, float]:
-        return self.measured(self.groups)
+    def _truth(self) -> Table:
+        return self.measured(self.groups).table
 
     def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
         """Draw; without ``measure`` only the prompts shown."""
@@ -113,11 +151,18 @@ class Drawn:
                 num=self.groups.shape[1],
             )
         )
-        return Look(table=self.measured(drawn) if measure else {}, images=drawn[: self.shown])
+        table, each = self.measured(drawn) if measure else Measured({}, [])
+        return Look(table=table, images=drawn[: self.shown], each=each)
 
-    def measured(self, groups: Groups) -> dict[str, float]:
+    def measured(self, groups: Groups) -> Measured:
         """The measures of any pictures of these prompts."""
-        return {name: value for one in self.measures for name, value in one(groups).items()}
+        found = Measured({}, [{} for _ in self.prompts])
+        for one in self.measures:
+            table, each = one(groups)
+            found.table.update(table)
+            for known, more in zip(found.each, each, strict=True):
+                known.update(more)
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,25 +186,26 @@ class InClip:
     real: Groups
     percent: float = 20.0
 
-    def __call__(self, groups: Groups) -> dict[str, float]:
+    def __call__(self, groups: Groups) -> Measured:
         """``mean_cosine``, ``top_cosine``, ``vendi``, ``clip_score`` and ``frechet_NAME_nB``.
 
         The last is that of B = P K pictures from the real ones, whose own is 0. It falls as B
         grows, so it is comparable only at the same B.
         """
-        cosines, scores = cosine.init(), clip_score.init()
+        cosines, scores = [], []
         moments = frechet.init(self.clip.features)
         for group, said in zip(groups, self._said, strict=True):
             f = self._seen(group)
-            cosines = cosine.update(cosines, f[None], self.percent)
-            scores = clip_score.update(scores, f[None], said[None])
+            cosines.append(cosine.update(cosine.init(), f[None], self.percent))
+            scores.append(clip_score.update(clip_score.init(), f[None], said[None]))
             moments = frechet.update(moments, f)
+        alike = together(cosines, cosine.merge, cosine.result)
+        fitting = together(scores, clip_score.merge, clip_score.result)
         apart = frechet.result(moments, self._real)["frechet"]
-        return {
-            **cosine.result(cosines),
-            **clip_score.result(scores),
-            f"frechet_{self.name}_n{moments.number}": apart,
-        }
+        return Measured(
+            {**alike.table, **fitting.table, f"frechet_{self.name}_n{moments.number}": apart},
+            [{**a, **b} for a, b in zip(alike.each, fitting.each, strict=True)],
+        )
 
     def _seen(self, group: UInt8[np.ndarray, "K X Y C"]) -> Float[np.ndarray, "K F"]:
         return np.asarray(self._image(self.params, to_float(group)))
@@ -196,7 +242,7 @@ class HeldOut:
     batches: Callable[[], Iterator[dict[str, np.ndarray]]]
     number: int = 8
     captions: Sequence[str] = ()
-    truth: dict[str, float] = dataclasses.field(default_factory=dict)
+    truth: Table = dataclasses.field(default_factory=dict)
     real: Groups | None = None
 
     @functools.cached_property
@@ -205,7 +251,7 @@ class HeldOut:
 
     def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
         """Average the logs over the held-out batches."""
-        total: dict[str, float] = {}
+        total: Table = {}
         stream = self.batches() if measure else iter(())
         for index, rows in zip(range(self.number), stream, strict=False):
             batch = Batch(**jax.tree.map(jnp.asarray, rows))

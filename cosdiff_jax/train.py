@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from cosdiff_jax import checkpoint, checks, host, optimizer, sharding
 from cosdiff_jax import job as job_lib
-from cosdiff_jax.report import curves, grid, page, record
+from cosdiff_jax.report import curves, grid, measures, page, record
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.shapes import TrainState
 
@@ -202,7 +202,15 @@ def look(
             np.save(file, seen.images)
     if measure:
         stem.with_suffix(".json").write_text(json.dumps(seen.table, indent=1) + "\n")
+        lines = "".join(json.dumps(one) + "\n" for one in seen.each)
+        stem.with_suffix(".jsonl").write_text(lines)
     return seen.table
+
+
+def load_each(stem: epath.Path) -> list[dict[str, float]]:
+    """The measures of every prompt that ``look`` kept; [] of a run begun before it kept them."""
+    place = stem.with_suffix(".jsonl")
+    return [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
 
 
 def load_pictures(stem: epath.Path) -> np.ndarray:
@@ -217,6 +225,7 @@ def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
         return
     first, last = (epath.Path(workdir) / "samples" / f"step_{n:07d}" for n in (0, config.steps))
     tables = [json.loads(stem.with_suffix(".json").read_text()) for stem in (first, last)]
+    changes = measures.changes(load_each(first), load_each(last))
     peak, whose = facts_lib.peak()
     result = {
         "seconds": round(seconds),
@@ -228,6 +237,7 @@ def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
         "before": tables[0],
         "after": tables[1],
         "true": job.judge.truth,
+        "change": {name: interval._asdict() for name, interval in changes.items()},
     }
     place = epath.Path(workdir) / "report.json"
     place.write_text(json.dumps(result, indent=1) + "\n")
@@ -250,7 +260,7 @@ def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
         before=before,
         after=after,
         true=job.judge.real,
-        rows=page.table(tables[0], tables[1], job.judge.truth),
+        rows=page.table(tables[0], tables[1], job.judge.truth, changes),
         curves=curves.read(epath.Path(workdir) / "metrics.jsonl"),
         facts=facts,
         config=json.loads(config.to_json_best_effort()),

@@ -103,6 +103,16 @@ def test_leaves_everything_behind(whole):
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     result = json.loads((whole / "report.json").read_text())
     assert result["before"].keys() == result["after"].keys() > {"mean_cosine", "all"}
+    # What two prompts or more tell has an interval; a distance between sets has none.
+    sets = {name for name in result["before"] if name.startswith("frechet")}
+    assert sets and {"mean_cosine", "clip_score", "all", "empty"} <= result["change"].keys()
+    assert result["change"].keys() <= result["before"].keys() - sets
+    for name, change in result["change"].items():
+        apart = result["after"][name] - result["before"][name]
+        assert change["value"] == pytest.approx(apart, abs=1e-6), name
+        assert change["low"] <= change["value"] <= change["high"]
+    cosine = result["change"]["mean_cosine"]
+    assert f"({cosine['low']:+.3f} to {cosine['high']:+.3f})".replace("-", "−") in page
     assert result["true"]["all"] == 1 and result["process_peak_mib"] > 100
     assert result["steps"] == STEPS and result["seconds"] > 0
     assert {"model.safetensors", "config.json", "recipe.json", "MODEL_CARD.md"} <= {

@@ -6,6 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, SupportsFloat, TypeAlias
 
+import numpy as np
+
+from cosdiff_jax.metrics.bootstrap import Bootstrap, Interval
+
 Better: TypeAlias = Literal["higher", "lower", "true", ""]
 
 
@@ -15,7 +19,8 @@ class Row:
 
     ``better`` says what to wish for: a ``higher`` value, a ``lower`` one, or one nearer to the
     ``true`` distribution's own (a cosine far below that of real pictures is no success), or ""
-    where nothing is known of it. A ``detail`` is folded away. ``None`` and NaN show as "n/a".
+    where nothing is known of it. ``change`` is that from before to after with its interval, where
+    single prompts tell it. A ``detail`` is folded away. ``None`` and NaN show as "n/a".
     """
 
     name: str
@@ -26,9 +31,13 @@ class Row:
     meaning: str = ""
     percent: bool = False
     detail: bool = False
+    change: Interval | None = None
 
-    def verdict(self) -> Literal["better", "worse", "unchanged", ""]:
-        """Compare after with before, at the precision shown; "" where a value is missing."""
+    def verdict(self) -> Literal["better", "worse", "unchanged", "unsure", ""]:
+        """Compare after with before, at the precision shown; "" where a value is missing.
+
+        A change whose interval holds 0 is "unsure".
+        """
         before, after, true = known(self.before), known(self.after), known(self.true)
         if before is None or after is None or not self.better:
             return ""
@@ -40,6 +49,8 @@ class Row:
             gain = abs(before - true) - abs(after - true)
         if abs(gain) < 0.0005:
             return "unchanged"
+        if self.change is not None and self.change.low <= 0 <= self.change.high:
+            return "unsure"
         return "better" if gain > 0 else "worse"
 
 
@@ -206,6 +217,7 @@ def table(
     before: Mapping[str, SupportsFloat],
     after: Mapping[str, SupportsFloat],
     true: Mapping[str, SupportsFloat],
+    changes: Mapping[str, Interval] | None = None,
 ) -> list[Row]:
     """Rows for every measure that ``before`` or ``after`` has, known ones first and in order.
 
@@ -228,9 +240,36 @@ def table(
                 meaning=measure.meaning,
                 percent=measure.percent,
                 detail=measure.detail,
+                change=(changes or {}).get(name),
             )
         )
     return rows
+
+
+def changes(
+    before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]
+) -> dict[str, Interval]:
+    """What each measure changed by, after - before, with 95 % intervals over the prompts.
+
+    Args:
+      before: of each prompt, measures by name; absent where they cannot be said of it.
+      after: of the same prompts in the same order. Where they are not as many, as after a run
+        that was resumed with more of them, nothing can be said.
+    """
+    found: dict[str, Interval] = {}
+    if len(before) != len(after):
+        return found
+    for name in {name: None for one in (*before, *after) for name in one}:
+        pairs = [
+            (old[name], new[name])
+            for old, new in zip(before, after, strict=True)
+            if name in old and name in new
+        ]
+        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if len(pairs) > 1:
+            old, new = np.array(pairs).T
+            found[name] = Bootstrap().difference(new, old)
+    return found
 
 
 def summarise(rows: Sequence[Row]) -> str:
@@ -242,6 +281,7 @@ def summarise(rows: Sequence[Row]) -> str:
     for verdict, opening in (
         ("better", "Better after training"),
         ("worse", "Worse"),
+        ("unsure", "Too little to be told from chance"),
         ("unchanged", "Unchanged"),
         ("", "Also measured"),
     ):
@@ -265,6 +305,15 @@ def summarise(rows: Sequence[Row]) -> str:
             "rather than variety: look at the pictures."
         )
     return " ".join(sentences)
+
+
+def show_change(row: Row) -> str:
+    """What the row changed by, and its interval; "" where single prompts do not tell it."""
+    if row.change is None:
+        return ""
+    scale, digits = (100, 1) if row.percent else (1, 3)
+    value, low, high = (f"{scale * x:+.{digits}f}" for x in row.change)
+    return f"{value} ({low} to {high})".replace("-", "−")
 
 
 def show(row: Row, value: float | None) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cosdiff_jax.report import curves as curves_lib
 from cosdiff_jax.report import grid as grid_lib
-from cosdiff_jax.report.measures import Row, known, show, summarise, table
+from cosdiff_jax.report.measures import Row, known, show, show_change, summarise, table
 from cosdiff_jax.report.style import CSS
 
 __all__ = ["Groups", "Row", "summarise", "table", "write"]
@@ -111,11 +111,13 @@ def _table(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
         return ""
     first = [row for row in rows if not row.detail]
     rest = [row for row in rows if row.detail]
+    sure = any(row.change is not None for row in rows)
+    brackets = " In brackets: 95 % intervals of the change, prompt by prompt." if sure else ""
     parts = [_lines(first, labels)] if first else []
     parts.append(
         f'<p class="note"><i class="dot hollow"></i> {html.escape(labels[0])} '
         f'<i class="dot"></i> {html.escape(labels[1])} '
-        f'<i class="tick"></i> {html.escape(labels[2])}</p>'
+        f'<i class="tick"></i> {html.escape(labels[2])}{brackets}</p>'
     )
     if rest:
         folded = "details" if first else "details open"
@@ -137,7 +139,7 @@ def _lines(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
             "": ("", ""),
         }[row.better]
         verdict = row.verdict()
-        mark = {"better": "▲", "worse": "▼", "unchanged": "="}.get(verdict, "")
+        mark = {"better": "▲", "worse": "▼", "unchanged": "=", "unsure": "~"}.get(verdict, "")
         lines.append(
             f'<tr><th scope="row">{html.escape(row.name)}'
             f"<small>{html.escape(row.meaning)}</small>"
@@ -146,7 +148,7 @@ def _lines(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
             f'<td class="n after" data-of="{html.escape(labels[1])}">{show(row, row.after)}</td>'
             f'<td class="n" data-of="{html.escape(labels[2])}">{show(row, row.true)}</td>'
             f'<td class="strip">{_strip(row)}<span class="{verdict or "none"}">{mark} {verdict}'
-            "</span></td></tr>"
+            f"</span><small>{show_change(row)}</small></td></tr>"
         )
     return (
         f"<table><thead><tr><th></th>{head}<th>change</th></tr></thead>"

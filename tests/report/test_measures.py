@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,40 @@ def row(before, after, true, better):
 )
 def test_verdicts(values, verdict):
     assert row(*values).verdict() == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-0.3, -0.1, "worse"), (-0.3, 0.1, "unsure"), (-0.3, 0.0, "unsure"), (0.1, 0.3, "worse")],
+)
+def test_what_may_be_chance_is_no_verdict(low, high, verdict):
+    change = measures.Interval(-0.1, low, high)
+    changed = dataclasses.replace(row(0.9, 0.8, None, "higher"), change=change)
+    assert changed.verdict() == verdict
+    said = [f"{x:+.3f}".replace("-", "−") for x in change]
+    assert measures.show_change(changed) == f"{said[0]} ({said[1]} to {said[2]})"
+    percent = dataclasses.replace(changed, percent=True)
+    assert measures.show_change(percent).startswith("−10.0 (")
+    assert measures.show_change(row(0.9, 0.8, None, "higher")) == ""
+
+
+def test_changes_are_told_prompt_by_prompt():
+    # Prompts differ by far more than what a run changes of each.
+    hard = np.random.default_rng(0).normal(size=40)
+    before = [{"all": x, "colour": x} for x in hard]
+    after = [{"all": x + 0.1, "colour": x + 0.1} for x in hard]
+    del before[3]["colour"], after[5]["colour"]
+    after[7]["colour"] = float("nan")
+    found = measures.changes(before, after)
+    assert found["all"] == pytest.approx((0.1, 0.1, 0.1))
+    assert found["colour"] == pytest.approx((0.1, 0.1, 0.1))
+    noise = np.random.default_rng(1).normal(size=40)
+    wide = measures.changes(before, [{"all": x + y} for x, y in zip(hard, noise, strict=True)])
+    assert wide["all"].low < noise.mean() < wide["all"].high
+    assert wide["all"].high - wide["all"].low == pytest.approx(4 * noise.std() / 40**0.5, rel=0.2)
+    # Of other prompts, or of one alone, nothing can be said.
+    assert measures.changes(before, after[:-1]) == {}
+    assert measures.changes(before[:1], after[:1]) == {}
 
 
 def test_table_keeps_order_and_takes_unknown_measures():
@@ -57,3 +93,11 @@ def test_summary_warns_when_variety_was_bought_with_broken_pictures():
     bad = measures.summarise(measures.table(before, {"mean_cosine": 0.85, "all": 0.5}, true))
     assert "Since oracle accuracy got worse" in bad
     assert measures.summarise([])
+
+
+def test_summary_claims_nothing_that_may_be_chance():
+    change = {"all": measures.Interval(-0.1, -0.25, 0.05)}
+    rows = measures.table({"all": 0.6}, {"all": 0.5}, {"all": 1.0}, change)
+    said = measures.summarise(rows)
+    assert "Too little to be told from chance: oracle accuracy 60.0 % → 50.0 %" in said
+    assert "Worse" not in said
