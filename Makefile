@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PY := .venv/bin/python
 WORKDIR ?= runs/fusion_div
 
-.PHONY: env train test slow lint notebooks bench assets clean
+.PHONY: env train test unit slow lint notebooks bench assets clean
 
 env: .venv/ready
 
@@ -24,9 +24,13 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet install --no-compile --c
 train: env
 	$(PY) -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=$(WORKDIR)
 
-test: env lint
-	$(PY) -m pytest
+# Side by side: the checks use one core, and the tests leave some of two.
+test: env
+	$(MAKE) --jobs=2 lint unit
 	$(MAKE) notebooks
+
+unit: env
+	$(PY) -m pytest
 
 # What would make the tests last longer than a change can wait.
 slow: env

@@ -22,6 +22,7 @@ import numpy as np
 from cosdiff_jax import columns, comparison, weights
 from cosdiff_jax.data.scenes import grammar, prior
 from cosdiff_jax.data.scenes.held_out import HeldOut, held_out
+from cosdiff_jax.entry import scenes_of
 from cosdiff_jax.survey import Survey
 
 # Scenes of a prompt among which those of one colour or place are looked for.
@@ -109,7 +110,7 @@ def main() -> None:
         survey = Survey(
             folder=args.out / "measured" / name.replace(" ", "_"),
             eye=eye,
-            measures=[columns.scenes_of],
+            measures=[scenes_of],
             facts={"prompts": args.prompts, "num": args.num, "eye": seen_by},
             label=name,
         )

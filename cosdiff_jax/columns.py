@@ -5,32 +5,23 @@ true distribution and the real pictures that sets are held to, where there are a
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from cosdiff_jax import diverse, modules, networks, trained
-from cosdiff_jax.data import files
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.digits import DigitGroups
 from cosdiff_jax.data.gallery import Gallery
-from cosdiff_jax.data.groups import Source, to_float, to_uint8
-from cosdiff_jax.data.scenes import grammar
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.drawn import DrawnGroups
-from cosdiff_jax.features.pictures import fit
-from cosdiff_jax.metrics import psnr, questions, scenes, ssim
+from cosdiff_jax.entry import Entry, answered, cost, digest, digits, paired, scenes_of, texts
 from cosdiff_jax.metrics.digits import DigitMetric
-from cosdiff_jax.metrics.text_rendering import TextRendering
 from cosdiff_jax.survey import TOP_PERCENT, Eye, Measure
 
 _log = logging.getLogger("cosdiff_jax")
@@ -114,27 +105,6 @@ class Asked:
         return int(self.prompts or 512)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One column: pictures, what they depend on, and what is measured of no other column."""
-
-    name: str
-    source: Source
-    facts: Mapping[str, Any]
-    measures: Sequence[Measure] = ()
-
-    @property
-    def folder(self) -> str:
-        """A name for its measurements."""
-        return re.sub(r"[^\w.+-]+", "_", self.name).strip("_") or "pictures"
-
-    def pictures(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """The pictures of some prompts; those of a model are drawn together."""
-        if isinstance(self.source, DrawnGroups):
-            return self.source.several(indices)
-        return [self.source[index]["images"] for index in indices]
-
-
 def gather(asked: Asked, models: Mapping[str, trained.Trained], eye: Eye | None) -> list[Entry]:
     """Every column that is asked for, then the true pictures and the reference if there are any.
 
@@ -144,9 +114,9 @@ def gather(asked: Asked, models: Mapping[str, trained.Trained], eye: Eye | None)
     prompts, truth = _prompts(asked, models, None if eye is None else eye.size)
     entries = [*_drawn(asked, models, prompts), *_found(asked, eye)]
     if asked.paired:
-        entries = [_paired(entry, truth[0]) for entry in entries]
+        entries = [paired(entry, truth[0]) for entry in entries]
     if asked.answers is not None:
-        entries = _answered(asked.answers, entries)
+        entries = answered(asked.answers, entries)
     entries += truth
     _told_apart(entries)
     return entries
@@ -241,7 +211,7 @@ def _drawn(
                 guidance=asked.guidance,
             )
             facts = {
-                "asked": _digest(prompts),
+                "asked": digest(prompts),
                 **model.digests,
                 "sample": json.loads(draw.config.sample.to_json_best_effort()),
                 "num": asked.num,
@@ -264,7 +234,7 @@ def _found(asked: Asked, eye: Eye | None) -> list[Entry]:
         return found
     told = prompt_sets.texts_read(asked.read)
     folders = zip(found, asked.images, strict=True)
-    return [_texts(entry, folder, told, alone=len(found) == 1) for entry, folder in folders]
+    return [texts(entry, folder, told, alone=len(found) == 1) for entry, folder in folders]
 
 
 def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> Entry:
@@ -275,135 +245,10 @@ def _folder(name: str, folder: str, prompts: str | None, size: int | None) -> En
     stats = [(Path(folder).expanduser() / name).stat() for name in names]
     state = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]
     asked = [dataclasses.asdict(prompt) for prompt in found.prompts]
-    return Entry(name=name, source=found, facts={"images": _digest(state), "asked": _digest(asked)})
-
-
-def _paired(entry: Entry, reference: Entry) -> Entry:
-    """The column with each picture held to the reference's in its place, where numbers agree."""
-    real = reference.source
-    assert isinstance(real, Gallery)  # beside held-out prompts no reference can be named
-    keys = [prompt.key for prompt in real.prompts if prompt.key not in real.missing]
-    place = {key: index for index, key in enumerate(keys)}
-
-    def compare(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
-        index = place.get(group["key"])
-        if index is None or len(real.names(index)) != len(images):
-            return {}
-        others = to_float(real[index]["images"])
-        own = np.asarray(fit(jnp.asarray(to_float(images)), real.size))
-        own = np.broadcast_to(own, others.shape)  # grey ones show all colours alike
-        return {
-            **psnr.result(psnr.update(psnr.init(), own, others)),
-            **ssim.result(ssim.update(ssim.init(), own, others)),
-        }
-
-    facts = {**entry.facts, "paired": reference.facts["images"]}
-    return dataclasses.replace(entry, facts=facts, measures=[*entry.measures, compare])
-
-
-def _texts(entry: Entry, folder: str, told: Mapping[str, str], *, alone: bool) -> Entry:
-    """A folder's column with the texts read in it; names inside the folder do if it is alone."""
-    pictures = entry.source
-    assert isinstance(pictures, Gallery)
-    root, metric = os.path.abspath(Path(folder).expanduser()), TextRendering()
-    plain = {files.normal(os.path.normpath(name)): text for name, text in told.items()}
-    whole = {files.normal(os.path.abspath(name)): text for name, text in told.items()}
-    found: dict[str, str] = {}
-    wanted = {p.key for p in pictures.prompts if str(p.extra.get("text") or "").strip()}
-    keys = [prompt.key for prompt in pictures.prompts if prompt.key not in pictures.missing]
-    for index, key in enumerate(keys):
-        for name in pictures.names(index) if key in wanted else ():
-            said = whole.get(files.normal(os.path.join(root, name)))
-            said = plain.get(files.normal(name)) if said is None and alone else said
-            if said is None:
-                raise ValueError(
-                    f"--read says nothing of {name} in {folder}; a picture in which nothing was "
-                    "read has an empty text"
-                )
-            found[name] = said
-    if not found:
-        raise ValueError(f'--read: no prompt of the pictures in {folder} has a "text" to show')
-
-    def compare(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
-        del images
-        if group["key"] not in wanted:
-            return {}
-        read = [found[name] for name in group["names"]]
-        state = metric.update(metric.init(), [str(group["text"])] * len(read), read)
-        return metric.result(state)
-
-    facts = {**entry.facts, "read": _digest(found)}
-    return dataclasses.replace(entry, facts=facts, measures=[*entry.measures, compare])
-
-
-def _answered(function: str, entries: Sequence[Entry]) -> list[Entry]:
-    """The columns with a user's answers to the prompts' questions."""
-    name = f"--answers={function}"
-    try:
-        metric = questions.Questions(answers=questions.load(function), name=name)
-    except ValueError as error:
-        raise ValueError(f"--answers={error}") from None
-    for entry in entries:
-        if not any([questions.asked(prompt) for prompt in _said(entry.source)]):
-            raise ValueError(f"{name}: no prompt of {entry.name} has questions")
-
-    def ask(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
-        return metric.result(metric.update(metric.init(), images[None], [questions.asked(group)]))
-
-    facts = {"answers": function}
-    return [
-        dataclasses.replace(e, facts={**e.facts, **facts}, measures=[*e.measures, ask])
-        for e in entries
-    ]
-
-
-def _said(source: Source) -> list[Mapping[str, Any]]:
-    """What is known of a column's prompts."""
-    if isinstance(source, DrawnGroups):
-        return list(source.prompts)
-    assert isinstance(source, Gallery)
-    return [{**prompt.extra, "caption": prompt.text} for prompt in source.prompts]
+    return Entry(name=name, source=found, facts={"images": digest(state), "asked": digest(asked)})
 
 
 def measures(models: Mapping[str, trained.Trained]) -> list[Measure]:
     """What is measured of a prompt's pictures besides what the eye sees."""
-    digits = {model.config.data.name for model in models.values()} == {"digits"}
-    return [_cost, scenes_of, *([_digits(DigitMetric())] if digits else [])]
-
-
-def _cost(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
-    del images
-    return {name: float(value) for name, value in group.get("cost", {}).items()}
-
-
-def scenes_of(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
-    """What the oracle reads in a group's pictures, where their prompt is a Scenes prompt."""
-    spec = _spec(group)
-    if spec is None:
-        return {}
-    if images.shape[1:3] != (grammar.SIDE, grammar.SIDE):
-        # The oracle measures in pixels of its own pictures.
-        images = to_uint8(np.asarray(fit(jnp.asarray(to_float(images)), grammar.SIDE)))
-    return scenes.result(scenes.update(scenes.init(), images[None], [spec]))
-
-
-def _spec(group: Mapping[str, Any]) -> grammar.Spec | None:
-    """What a Scenes prompt means; another benchmark may call something else so."""
-    try:
-        spec = grammar.spec_from_json(group["spec"])
-        grammar.check(spec)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return spec
-
-
-def _digits(metric: DigitMetric) -> Measure:
-    def read(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
-        asked = np.array([group["digit"]], np.int32)
-        return metric.result(metric.update(metric.init(), images[None], asked))
-
-    return read
-
-
-def _digest(of: Any) -> str:
-    return hashlib.sha256(json.dumps(of, ensure_ascii=False).encode()).hexdigest()[:16]
+    of_digits = {model.config.data.name for model in models.values()} == {"digits"}
+    return [cost, scenes_of, *([digits(DigitMetric())] if of_digits else [])]

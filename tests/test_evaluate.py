@@ -15,6 +15,7 @@ from PIL import Image
 from cosdiff_jax import columns, comparison, evaluate, networks
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.scenes.held_out import held_out
+from cosdiff_jax.entry import scenes_of
 from cosdiff_jax.metrics import frechet
 from cosdiff_jax.survey import Survey, Surveyed
 
@@ -456,7 +457,7 @@ def test_held_out_prompts_are_written_for_others_to_draw(tmp_path):
     for eye in (None, columns.Eye(name="", clip=Large(), params={}, encode=str)):
         (entry,) = columns.gather(asked, {}, eye)
         groups = [entry.source[index] for index in range(6)]
-        right = [columns.scenes_of(group["images"], group)["all"] for group in groups]
+        right = [scenes_of(group["images"], group)["all"] for group in groups]
         assert groups[0]["images"].shape[1] == (64 if eye is None else 128)
         assert right == [0, 1, 1, 1, 1, 1]
     for number, message in (("x.jsonl", "not 'x.jsonl'"), ("0", "not '0'"), ("6", "is there")):
@@ -473,4 +474,4 @@ class Large:
 def test_what_another_benchmark_calls_spec_is_not_for_the_oracle():
     images = np.zeros((1, 64, 64, 3), np.uint8)
     for spec in ({"count": 1}, "not JSON", '{"groups": []}', "[]"):
-        assert columns.scenes_of(images, {"spec": spec}) == {}
+        assert scenes_of(images, {"spec": spec}) == {}
