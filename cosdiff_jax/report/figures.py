@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from cosdiff_jax.report.measures import ROWS
+from cosdiff_jax.report.measures import ROWS, inner
 
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Column -> measure -> "mean", and "low" and "high" where there is an interval."""
@@ -124,7 +125,7 @@ def trade(folder: Path, found: Found, x: str, y: str) -> Figure | None:
         [name, *(table[m].get(part) for m in (x, y) for part in ("mean", "low", "high"))]
         for name, table in there.items()
     ]
-    title = f"{called(y)} against {_inner(called(x))}"
+    title = f"{called(y)} against {inner(called(x))}"
     return save(folder, f"{y}_against_{x}", title, draw, [heads, *rows])
 
 
@@ -257,10 +258,17 @@ def bars(folder: Path, found: Found) -> Figure | None:
     )
 
 
-def legend(axes: Axes) -> None:
-    """What is what, below the axes."""
-    # Below the axes: inside, it would cover a point sooner or later.
-    axes.figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+def legend(axes: Axes, columns: int = 4) -> None:
+    """What is what, below the axes: in at most so many columns, in fewer where names are long."""
+    figure = axes.figure
+    for number in range(columns, 0, -1):
+        # Below the axes: inside, it would cover a point sooner or later.
+        made = figure.legend(fontsize=8, loc="outside lower center", ncols=number)
+        for text in made.get_texts():
+            text.set_text(textwrap.fill(text.get_text(), 72))
+        if number == 1 or made.get_window_extent().width <= figure.bbox.width:
+            return
+        made.remove()
 
 
 def bar(cell: Mapping[str, float]) -> list[list[float]] | None:
@@ -276,7 +284,3 @@ def _sides(cell: Mapping[str, float]) -> tuple[float, float]:
 def called(name: str) -> str:
     """What a measure is called."""
     return ROWS[name].title if name in ROWS else name
-
-
-def _inner(name: str) -> str:
-    return name if name[1:2].isupper() else name[:1].lower() + name[1:]

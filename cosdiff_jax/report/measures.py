@@ -292,13 +292,11 @@ def summarise(rows: Sequence[Row]) -> str:
                 change = f"{show(row, row.before)} → {show(row, row.after)}"
                 if verdict == "unchanged":
                     change = show(row, row.after)
-                parts.append(f"{_inner(row.name)} {change}{true}")
+                parts.append(f"{inner(row.name)} {change}{true}")
         if parts:
             sentences.append(f"{opening}: {', '.join(parts)}.")
-    lost = [_inner(row.name) for row in shown if row.better != "true" and row.verdict() == "worse"]
-    gained = [
-        _inner(row.name) for row in rows if row.better == "true" and row.verdict() == "better"
-    ]
+    lost = [inner(row.name) for row in shown if row.better != "true" and row.verdict() == "worse"]
+    gained = [inner(row.name) for row in rows if row.better == "true" and row.verdict() == "better"]
     if lost and gained:
         sentences.append(
             f"Since {_and(lost)} got worse, part of the gain in {_and(gained)} may be damage "
@@ -321,7 +319,8 @@ def show(row: Row, value: float | None) -> str:
     value = known(value)
     if value is None:
         return "n/a"
-    return f"{100 * value:.1f} %" if row.percent else f"{value:.3f}"
+    # Nothing less than nothing: 0.0 takes the sign from what rounds to -0.
+    return f"{round(100 * value, 1) + 0.0:.1f} %" if row.percent else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _frechet(name: str) -> Measure | None:
@@ -341,9 +340,10 @@ def known(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _inner(name: str) -> str:
-    """A row's name inside a sentence: "CLIP-score" keeps its capitals."""
-    return name if name[1:2].isupper() else name[:1].lower() + name[1:]
+def inner(name: str) -> str:
+    """A measure's title inside a sentence: "CLIP-score" and names of people keep their capitals."""
+    proper = name[1:2].isupper() or name.startswith(("Frechet", "Vendi"))
+    return name if proper else name[:1].lower() + name[1:]
 
 
 def _and(names: Sequence[str]) -> str:

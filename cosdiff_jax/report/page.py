@@ -112,12 +112,12 @@ def _table(rows: Sequence[Row], labels: tuple[str, str, str]) -> str:
     first = [row for row in rows if not row.detail]
     rest = [row for row in rows if row.detail]
     sure = any(row.change is not None for row in rows)
-    brackets = " In brackets: 95 % intervals of the change, prompt by prompt." if sure else ""
+    note = '<p class="note">In brackets: 95 % intervals of the change, prompt by prompt.</p>'
     parts = [_lines(first, labels)] if first else []
     parts.append(
         f'<p class="note"><i class="dot hollow"></i> {html.escape(labels[0])} '
         f'<i class="dot"></i> {html.escape(labels[1])} '
-        f'<i class="tick"></i> {html.escape(labels[2])}{brackets}</p>'
+        f'<i class="tick"></i> {html.escape(labels[2])}</p>{note if sure else ""}'
     )
     if rest:
         folded = "details" if first else "details open"

@@ -170,6 +170,8 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
 def _apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
     factor, digits, unit = (100, 1, " %") if measure.percent else (1, 3, "")
     text, sure = "–", False
+    if by is not None and not measure.percent and all(x == round(x) for x in by):
+        digits = 0  # a count
     if by is not None:
         value, low, high = (f"{factor * x:+.{digits}f}" for x in (by.value, by.low, by.high))
         text = f"{value}{unit}<small>{low} … {high}</small>"

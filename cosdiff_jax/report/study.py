@@ -252,7 +252,7 @@ def _curves(
             axes.minorticks_off()
             axes.set_xlabel(knob)
             axes.set_ylabel(figures.called(measure))
-            axes.figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+            figures.legend(axes, columns=2)
 
         data: list[Sequence[object]] = [["line", knob, measure, "low", "high"]]
         data += [[name, k, *_values(cell)] for name, points in curves for k, cell in points]

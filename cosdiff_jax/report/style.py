@@ -36,7 +36,7 @@ td.after { font-weight:700 }
 .strip span { font-size:.84rem }
 .better { color:var(--good) }
 .worse { color:var(--bad) }
-.unchanged { color:var(--soft) }
+.unchanged,.unsure { color:var(--soft) }
 .rule { stroke:var(--rule); fill:none }
 .truth { stroke:var(--c1); stroke-width:2.5 }
 .move { stroke:var(--c0); stroke-width:2 }
@@ -73,6 +73,8 @@ h4 { font-size:.84rem; font-weight:500; color:var(--soft); margin:0 0 6px }
 .key i { display:inline-block; width:10px; height:10px; border-radius:3px; margin-right:6px }
 .wide { overflow-x:auto }
 .many .n { width:auto; min-width:104px }
+.many thead th { white-space:normal; overflow-wrap:anywhere }
+.many tbody th { min-width:200px }
 .many .n small { font-variant-numeric:tabular-nums }
 .arrow { color:var(--c1); font-weight:600 }
 .groups.many { grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr)) }
@@ -102,6 +104,9 @@ pre { font-size:.8rem; line-height:1.45; overflow:auto; background:var(--card); 
   td.n::before { content:attr(data-of); display:block; font-size:.76rem; font-weight:400;
     color:var(--soft); white-space:normal; line-height:1.2 }
   .strip { width:auto }
+  .many tr { grid-template-columns:repeat(auto-fill,minmax(128px,1fr)) }
+  .many .n,.many tbody th { min-width:0 }
+  .many .n { white-space:normal }
   .groups,.groups.n3 { grid-template-columns:repeat(2,1fr); gap:14px 12px }
   .sheet { grid-template-columns:repeat(2,1fr) }
   .group:nth-child(3) { grid-column:1/-1 }

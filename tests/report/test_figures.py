@@ -52,3 +52,27 @@ def test_a_name_keeps_off_points_that_have_none():
     (usual,) = boxes({"method": here})[0].values()
     (moved,) = boxes({"method": here}, others=to_the_right)[0].values()
     assert moved.x0 != usual.x0 or moved.y0 != usual.y0
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["base", "trained", "aligned", "true"], 4),
+        ([f"runs/a_longer_name_{n} (step 150) relevance" for n in range(4)], 2),
+        ([f"{n} that nobody would call a folder, " * 5 for n in range(2)], 1),
+    ],
+)
+def test_a_legend_stays_inside_the_figure(names, columns):
+    canvas = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = canvas.add_subplot()
+    for name in names:
+        axes.plot([0], [0], label=name)
+    figures.legend(axes)
+    (made,) = canvas.legends
+    canvas.draw_without_rendering()
+    box = made.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= canvas.bbox.width
+    assert made._ncols == columns
+    assert [" ".join(text.get_text().split()) for text in made.get_texts()] == [
+        name.strip() for name in names
+    ]

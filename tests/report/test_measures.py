@@ -101,3 +101,9 @@ def test_summary_claims_nothing_that_may_be_chance():
     said = measures.summarise(rows)
     assert "Too little to be told from chance: oracle accuracy 60.0 % → 50.0 %" in said
     assert "Worse" not in said
+
+
+def test_nothing_is_shown_as_less_than_nothing():
+    assert measures.show(row(-0.0001, None, None, "lower"), -0.0001) == "0.000"
+    percent = dataclasses.replace(row(0.0, 0.0, None, "lower"), percent=True)
+    assert measures.show(percent, -0.0004) == "0.0 %" and measures.show(percent, 0.5) == "50.0 %"
