@@ -236,7 +236,7 @@ def test_a_figure_names_what_is_not_usual(tmp_path):
     rows += [{**rows[0], "method": "cads"}, {**rows[0], "guidance": 1.0}]
     rows += [{**rows[0], "training": "trained", "method": "cads"}]
     names = report._short(setting.settings(rows))
-    assert names == ["base", "cads", "base, s=1", "trained + cads"]
+    assert names == ["base, s=1", "base", "cads", "trained + cads"]
 
 
 def test_the_report_draws_fronts_and_curves(tmp_path):
@@ -305,8 +305,8 @@ def test_every_k_has_its_own_truth(tmp_path):
     assert page.count("<details>") == len(found) and "draw --seed=2 &lt;x&gt;" in page
     assert "<dt>system</dt><dd>Any</dd>" in page
     table = read(tmp_path / "table.csv")
-    assert table[0]["commands"].splitlines() == [f"draw --seed={seed} <x>" for seed in range(3)]
-    assert [float(row["evaluations"] or 0) for row in table[:4]] == [100, 200, 400, 800]
+    assert table[1]["commands"].splitlines() == [f"draw --seed={seed} <x>" for seed in range(3)]
+    assert [float(row["evaluations"] or 0) for row in table[1:5]] == [100, 200, 400, 800]
 
 
 def test_what_has_no_truth_to_aim_at_is_on_no_front(tmp_path):
@@ -362,13 +362,13 @@ def test_curves_are_over_what_a_training_was_told():
 
     assert over("weight") == {"diversity, s=5, K=8": [0.3, 1.0, 0.0]}
     assert over("samples") == {"diversity 1, s=5, K=8": [2, 4, 16]}
-    assert over("layers") == {"deep, s=5, K=8": [6, 4, 2]}
+    assert over("layers") == {"deep, s=5, K=8": [2, 4, 6]}
     assert over("num") == over("guidance") == {}
     # Fine-tuning alone is the weight 0 where there is one; of two at one weight there is no curve.
     alone = row(weight=0.0, flags="end=0.0 off")
     found = setting.settings([*weights, alone, base])
-    assert over("weight", found) == {"diversity, s=5, K=8": [0.3, 1.0, 0.0]}
-    assert report._lines(found, "weight")["diversity, s=5, K=8"][-1].said["training"] == "diversity"
+    assert over("weight", found) == {"diversity, s=5, K=8": [0.0, 0.3, 1.0]}
+    assert report._lines(found, "weight")["diversity, s=5, K=8"][0].said["training"] == "diversity"
     twice = setting.settings([*weights, alone, row(weight=0.3, flags="end=0.4 off")])
     assert over("weight", twice) == {}
 

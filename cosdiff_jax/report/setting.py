@@ -84,14 +84,25 @@ def _known(row: Row, name: str) -> bool:
 
 
 def settings(rows: Sequence[Row]) -> list[Setting]:
-    """The rows by setting, in the order in which they first appear."""
+    """The rows by setting: the base model first, then by training, weight and way of drawing."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name) for name in SETTING), []).append(row)
     found = [
         Setting(said=dict(zip(SETTING, key, strict=True)), rows=own) for key, own in groups.items()
     ]
-    return named(found)
+    return named(sorted(found, key=_place))
+
+
+def _place(each: Setting) -> tuple[Any, ...]:
+    said = each.said
+    trained, drawn = (
+        [said.get(name) or 0 for name in names]
+        for names in (("weight", "samples", "layers"), ("guidance", "num", "candidates"))
+    )
+    method = said.get("method") or "independent"
+    base, plain = said["training"] == "base", method == "independent"
+    return not base, said["training"], *trained, not plain, method, *drawn
 
 
 def truths(rows: Sequence[Row]) -> list[Setting]:

@@ -188,7 +188,7 @@ def _table(names: Sequence[str], found: Found, apart: Apart | None) -> str:
         chosen = best(name, found, apart)
         cells = "".join(
             f'<td class="n{" after" if column in chosen else ""}" data-of="{html.escape(column)}">'
-            f"{_cell(measure, table.get(name))}</td>"
+            f"{cell(measure, table.get(name))}</td>"
             for column, table in found.items()
         )
         arrow = {"higher": "↑", "lower": "↓", "true": "→|", "": ""}[measure.better]
@@ -202,15 +202,16 @@ def _table(names: Sequence[str], found: Found, apart: Apart | None) -> str:
     )
 
 
-def _cell(measure: Measure, cell: Mapping[str, float] | None) -> str:
-    if cell is None:
+def cell(measure: Measure, value: Mapping[str, float] | None) -> str:
+    """A mean as a table shows it, with half the width of its interval if it has one."""
+    if value is None:
         return "–"
     factor, digits, unit = (100, 1, " %") if measure.percent else (1, 3, "")
-    if not measure.percent and (abs(cell["mean"]) >= 100 or cell["mean"] == round(cell["mean"])):
+    if not measure.percent and (abs(value["mean"]) >= 100 or value["mean"] == round(value["mean"])):
         digits = 0
-    text = f"{factor * cell['mean']:.{digits}f}{unit}"
-    if cell.get("low", 0.0) < cell.get("high", 0.0):
-        half = factor * (cell["high"] - cell["low"]) / 2
+    text = f"{factor * value['mean']:.{digits}f}{unit}"
+    if value.get("low", 0.0) < value.get("high", 0.0):
+        half = factor * (value["high"] - value["low"]) / 2
         text += f"<small>±{half:.{digits}f}</small>"
     return text
 

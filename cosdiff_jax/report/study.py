@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cosdiff_jax.metrics import pareto
-from cosdiff_jax.report import figures
+from cosdiff_jax.report import figures, side_by_side
 from cosdiff_jax.report.measures import ROWS
 from cosdiff_jax.report.page import facts_list, write_page
 from cosdiff_jax.report.setting import (
@@ -277,7 +277,10 @@ def _page(
         f"<figure><figcaption>{html.escape(figure.title)}</figcaption>{figure.svg}</figure>"
         for figure in drawn
     )
-    areas = "; ".join(f"{html.escape(name)}: {value:.4g}" for name, value in volumes.items())
+    areas = "; ".join(
+        f"{html.escape(' against '.join(map(figures.called, name.split(' against '))))} {value:.4g}"
+        for name, value in volumes.items()
+    )
     said = {name: sorted({str(row[name]) for row in rows if row.get(name)}) for name in FACTS}
     body = [
         f"<header><h1>Study</h1><p class='lead'>{len(found)} settings, {len(rows)} rows. "
@@ -294,10 +297,10 @@ def _page(
 def _line(each: Setting, seeds: int, measures: Sequence[str]) -> str:
     cells = []
     for measure in measures:
-        cell = each.cell(measure)
-        text = "–" if cell is None else f"{cell['mean']:.3f}"
-        if cell is not None and cell.get("low", 0.0) < cell.get("high", 0.0) and seeds:
-            text += f"<small>±{(cell['high'] - cell['low']) / 2:.3f}</small>"
+        value = each.cell(measure)
+        if value is not None and not seeds:
+            value = {"mean": value["mean"]}
+        text = side_by_side.cell(ROWS[measure], value)
         label = html.escape(figures.called(measure))
         cells.append(f'<td class="n" data-of="{label}">{text}</td>')
     told = f"<small>{seeds} seed{'s' * (seeds > 1)}</small>" if seeds else ""
