@@ -28,7 +28,11 @@ import pyarrow.parquet as pq
 from absl import app, flags
 from ml_collections import config_flags
 
+from cosdiff_jax import survey
+from cosdiff_jax.report import measures
+
 _log = logging.getLogger("cosdiff_jax")
+COSTS = ("evaluations", "seconds", "peak_mib")
 
 
 def points(config: Any) -> Iterator[dict[str, Any]]:
@@ -130,16 +134,69 @@ def run(
 
 
 def gather(workdir: Path) -> Path:
-    """All rows in one file, ``rows.parquet``."""
-    rows = sorted((workdir / "rows").glob("*.parquet"))
-    if not rows:
+    """All rows in one file, ``rows.parquet``, each with what it has more than the base model.
+
+    ``against`` names the row that another is held to, ``MEASURE_change`` is the difference,
+    ``_low`` and ``_high`` its 95 % interval over the prompts, drawn of both together.
+    """
+    files = sorted((workdir / "rows").glob("*.parquet"))
+    if not files:
         raise ValueError(f"{workdir} has no rows yet")
-    tables = [pq.read_table(row) for row in rows]
+    rows = [pq.read_table(file).to_pylist()[0] for file in files]
+    names = dict.fromkeys(name for row in rows for name in row)
+    changes = _changes(rows, [workdir / "drawings" / file.stem for file in files])
+    names |= dict.fromkeys(name for change in changes for name in change)
+    rows = [{**row, **change} for row, change in zip(rows, changes, strict=True)]
     place = workdir / "rows.parquet"
     half = place.with_suffix(".part")
-    pq.write_table(pa.concat_tables(tables, promote_options="default"), half)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), half)
     half.replace(place)
     return place
+
+
+def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[dict[str, Any]]:
+    """Of each row what it has more than the base model, prompt by prompt; {} of what has none.
+
+    That is the base model drawn independently of the same prompts, from the same noise and with
+    the same guidance; of the base model at other guidances, at the one that most rows have.
+    """
+    plain: dict[tuple, int] = {}
+    for number, row in enumerate(rows):
+        if row["training"] == "base" and row["method"] == "independent":
+            plain[_alike(row)] = number
+    guidances = [row["guidance"] for row in rows]
+    usual = max(dict.fromkeys(guidances), key=guidances.count)
+    found: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        other = plain.get(_alike(row))
+        if other == number:
+            other = plain.get(_alike({**row, "guidance": usual}))
+        if other is None or other == number:
+            found.append({})
+            continue
+        change: dict[str, Any] = {"against": f"base, guidance {rows[other]['guidance']:g}"}
+        for name, apart in measures.changes(
+            *map(_prompts, (places[other], places[number]))
+        ).items():
+            known = measures.ROWS.get(name)
+            if known is not None and not known.detail and name not in COSTS:
+                told = (f"{name}_change", f"{name}_change_low", f"{name}_change_high")
+                change |= dict(zip(told, apart, strict=True))
+        found.append(change)
+    return found
+
+
+def _alike(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = ("seed", "guidance", "num", "prompts", "steps", "ema")
+    return tuple(row.get(name) for name in names)
+
+
+def _prompts(drawing: Path) -> list[dict[str, float]]:
+    """What was measured of each prompt's pictures; [] where they are somewhere else."""
+    own = [p for p in (drawing / "measured").glob("*") if p.name not in ("true", "reference")]
+    if len(own) != 1:
+        return []
+    return [row["measures"] for row in survey.Survey(folder=own[0], eye=None).result().rows]
 
 
 def _keep(row: Path, point: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -373,6 +373,68 @@ def test_curves_are_over_what_a_training_was_told():
     assert over("weight", twice) == {}
 
 
+def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
+    hard = np.random.default_rng(0).uniform(0.2, 0.8, 30)
+
+    def drawn(name, gain, **of):
+        """A row, and what its drawing measured of each prompt."""
+        point = {"training": "diversity", "method": "independent", "guidance": 5.0, "seed": 0}
+        point |= {"num": 8, "prompts": 30, "weight": 1.0, "candidates": 0, **of}
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        table = {key: [value] for key, value in point.items()}
+        pq.write_table(pa.table(table), tmp_path / "rows" / f"{name}.parquet")
+        for column in ("own", "true", "reference"):
+            folder = tmp_path / "drawings" / name / "measured" / column
+            folder.mkdir(parents=True)
+            rows = [
+                {
+                    **{"index": index, "key": str(index), "caption": "", "num": 8},
+                    "measures": {"all": x + gain, "mean_cosine": gain * x, "seconds": x},
+                }
+                for index, x in enumerate(hard if column == "own" else 0 * hard)
+            ]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / "rows-00000-of-00001.jsonl").write_text(lines)
+            (folder / "survey.json").write_text(json.dumps({"shards": 1, "prompts": 30}))
+
+    base = {"training": "base", "weight": 0.0}
+    drawn("a", 0.1)
+    drawn("b", 0.0, **base)
+    drawn("c", 0.3, guidance=2.5, **base)
+    drawn("d", 0.35, guidance=2.5)
+    drawn("e", 0.2, method="relevance", **base)
+    drawn("f", 0.2, seed=1)  # the base was not drawn with this one
+    drawn("g", 0.2)
+    (tmp_path / "drawings" / "g").rename(tmp_path / "elsewhere")
+    study.gather(tmp_path)
+    rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    found = {
+        name: (row["against"], row["all_change"]) for name, row in zip("abcdefg", rows, strict=True)
+    }
+    assert found == {
+        "a": ("base, guidance 5", pytest.approx(0.1)),
+        "b": (None, None),
+        "c": ("base, guidance 5", pytest.approx(0.3)),
+        "d": ("base, guidance 2.5", pytest.approx(0.05)),
+        "e": ("base, guidance 5", pytest.approx(0.2)),
+        "f": (None, None),
+        "g": ("base, guidance 5", None),
+    }
+    # What makes a prompt hard for both cancels; what does not, shows.
+    assert rows[0]["all_change_low"] == pytest.approx(rows[0]["all_change_high"])
+    assert (
+        rows[0]["mean_cosine_change_low"] < 0.1 * hard.mean() < rows[0]["mean_cosine_change_high"]
+    )
+    assert not any(name.startswith("seconds_change") for name in rows[0])
+    report.write(tmp_path / "report", [{**row, "all": 0.5, "mean_cosine": 0.8} for row in rows])
+    page = (tmp_path / "report" / "report.html").read_text()
+    part = page[page.index("Against the base") :]
+    assert part.count("base, guidance 5<") == 3 and part.count("base, guidance 2.5<") == 1
+    assert "+10.0 %" in part and "+5.0 %" in part
+    report.write(tmp_path / "report", rows_of([0.5]))
+    assert "Against the base" not in (tmp_path / "report" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_notebook_reads_what_was_kept(tmp_path, monkeypatch, kept):
     (tmp_path / "notebooks").mkdir()

@@ -154,7 +154,7 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
     head = "".join(f'<th class="n">{html.escape(column)}</th>' for column in others)
     lines = []
     for name, row in rows.items():
-        cells = "".join(_apart_cell(ROWS[name], column, by) for column, by in row.items())
+        cells = "".join(apart_cell(ROWS[name], column, by) for column, by in row.items())
         lines.append(f'<tr><th scope="row">{html.escape(ROWS[name].title)}</th>{cells}</tr>')
     note = (
         '<p class="note">Prompt by prompt, so that what makes a prompt hard for both cancels; the '
@@ -167,7 +167,8 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
     )
 
 
-def _apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
+def apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
+    """A difference and its interval as a table shows them, bold where it leaves 0 out."""
     factor, digits, unit = (100, 1, " %") if measure.percent else (1, 3, "")
     text, sure = "–", False
     if by is not None and not measure.percent and all(x == round(x) for x in by):

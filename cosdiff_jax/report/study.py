@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cosdiff_jax.metrics import pareto
+from cosdiff_jax.metrics.bootstrap import Interval
 from cosdiff_jax.report import figures, side_by_side
 from cosdiff_jax.report.measures import ROWS
 from cosdiff_jax.report.page import facts_list, write_page
@@ -64,6 +65,7 @@ def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
     """
     found = settings(rows)
     drawn, volumes = [], {}
+    out.mkdir(parents=True, exist_ok=True)
     size, alike = _comparable(found, ("num", "prompts"))
     for x, y in TRADES:
         figure, volume = _trade(out / "figures", alike, x, y, size)
@@ -289,9 +291,41 @@ def _page(
         f'<div class="drawn">{shown}</div></section>',
         '<section><h2>In numbers</h2><div class="wide"><table class="many"><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>{lines}</tbody></table></div></section>",
+        _against(found),
         facts_list({name: "; ".join(each) for name, each in said.items() if each}, None),
     ]
     write_page(path, "Study", body)
+
+
+def _against(found: Sequence[Setting]) -> str:
+    """What each setting has more than the base model; "" where nobody measured it."""
+    names = [m for m in SHOWN if any(each.cell(f"{m}_change") is not None for each in found)]
+    lines = []
+    for each in found:
+        cells = [each.cell(f"{name}_change") for name in names]
+        if any(cells):
+            ground = next(row["against"] for row in each.rows if row.get("against"))
+            shown = "".join(
+                side_by_side.apart_cell(ROWS[name], figures.called(name), _interval(cell))
+                for name, cell in zip(names, cells, strict=True)
+            )
+            told = f"{html.escape(each.name)}<small>{html.escape(ground)}</small>"
+            lines.append(f'<tr><th scope="row">{told}</th>{shown}</tr>')
+    if not lines:
+        return ""
+    head = "".join(f'<th class="n">{html.escape(figures.called(name))}</th>' for name in names)
+    return (
+        '<section><h2>Against the base</h2><p class="note">Drawn of the same prompts from the same '
+        "noise, prompt by prompt; below each setting stands what it is held to. Intervals as "
+        'above. Bold: it leaves 0 out.</p><div class="wide"><table class="many"><thead><tr>'
+        f"<th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></section>"
+    )
+
+
+def _interval(cell: Cell | None) -> Interval | None:
+    if cell is None or "low" not in cell:
+        return None
+    return Interval(cell["mean"], cell["low"], cell["high"])
 
 
 def _line(each: Setting, seeds: int, measures: Sequence[str]) -> str:
