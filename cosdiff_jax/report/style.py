@@ -80,6 +80,7 @@ h4 { font-size:.84rem; font-weight:500; color:var(--soft); margin:0 0 6px }
 .groups.many { grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr)) }
 .drawn { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));
   gap:18px }
+.wide + .drawn { margin-top:18px }
 .drawn figure { margin:0; background:var(--card); border:1px solid var(--rule);
   border-radius:10px; padding:12px 14px }
 .drawn figcaption { font-weight:600; margin-bottom:6px }
