@@ -146,8 +146,7 @@ class DiverseSampler:
       steps: solver steps; None as the recipe says.
       guidance: scale of classifier-free guidance; None as the recipe says.
       size: height and width in pixels; None as the model was trained.
-      devices: of this host, that share out the pictures; None takes all of an accelerator, and of
-        a CPU one, for its others are only emulated.
+      devices: of this host, that share out the pictures; () as ``sharding.local`` takes them.
 
     Raises:
       ValueError: an unknown method, one that the model cannot be drawn with, fewer candidates than
@@ -161,7 +160,7 @@ class DiverseSampler:
     steps: int | None = None
     guidance: float | None = None
     size: tuple[int, int] | None = None
-    devices: tuple[Any, ...] | None = None
+    devices: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if self.total < self.num:
@@ -256,16 +255,12 @@ class DiverseSampler:
 
     @cached_property
     def _mesh(self) -> Mesh:
-        local = jax.local_devices()
-        return sharding.beside(self.devices or (local[:1] if local[0].platform == "cpu" else local))
+        return sharding.local(self.devices)
 
     @cached_property
     def _weights(self) -> tuple[Params, Frozen]:
-        """On every device once: from one of them they would travel with every call."""
-        weights = self.model.params, self.model.frozen
-        if self._mesh.size == 1:
-            return weights
-        return jax.device_put(weights, sharding.replicated(self._mesh))
+        """The model's own where it lies on these devices already, as it does by default."""
+        return sharding.replicate((self.model.params, self.model.frozen), self._mesh)
 
     @cached_property
     def _sampler(self) -> Sampler:

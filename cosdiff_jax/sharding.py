@@ -54,8 +54,15 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def beside(devices: Sequence[Any]) -> Mesh:
-    """A mesh over some devices of this host, that rows of a drawing are split over."""
+def local(devices: Sequence[Any] = ()) -> Mesh:
+    """A mesh over devices of this host, that the rows of a drawing are split over.
+
+    Args:
+      devices: by default all of an accelerator, and of a CPU one, for its others are only emulated.
+    """
+    if not devices:
+        own = jax.local_devices()
+        devices = own[:1] if own[0].platform == "cpu" else own
     return Mesh(np.array(devices).reshape(-1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -136,3 +143,8 @@ def constrain(x: jax.Array, placement: Spec = ROWS) -> jax.Array:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device: for scalars and keys."""
     return NamedSharding(mesh, Spec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The arrays whole on every device; those that are there already are not copied."""
+    return jax.device_put(tree, replicated(mesh))

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cosdiff_jax import build, checkpoint, modules, weights
+from cosdiff_jax import build, checkpoint, modules, sharding, weights
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.shapes import Frozen, Params
 
@@ -211,9 +210,10 @@ def _ready(name: str, config: Any, params: Params, roles: tuple[str, ...]) -> Tr
     return Trained(
         name=name,
         config=config,
-        # On the device once: numpy weights would travel with every call.
-        params=jax.device_put(params),
-        frozen=jax.device_put(frozen),
+        # On every device that draws, once, for all that draw with it: numpy weights, or those of
+        # one device, would travel with every call.
+        params=sharding.replicate(params, sharding.local()),
+        frozen=sharding.replicate(frozen, sharding.local()),
         tokenizer=build.tokenizer(config.tokenizer),
     )
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import base
-from cosdiff_jax import build, checkpoint, diverse, generate, trained
+from cosdiff_jax import build, checkpoint, diverse, generate, sharding, trained
 from cosdiff_jax.data import gallery
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.shapes import TrainState
@@ -523,3 +523,19 @@ def test_pictures_are_shared_out_over_the_devices_of_a_host(folder, monkeypatch,
     apart = np.abs(alone.images.astype(int) - shared.images.astype(int))
     assert apart.max() <= 1
     np.testing.assert_array_equal(alone.kept, shared.kept)
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_all_that_draw_with_a_model_share_its_weights(folder, monkeypatch, number):
+    local = sharding.local
+    monkeypatch.setattr(sharding, "local", lambda _=(): local(jax.devices()[:number]))
+    model = trained.load(folder)
+    samplers = [diverse.DiverseSampler(model=model, method=m) for m in ("independent", "cads")]
+
+    def places(tree):
+        leaves = jax.tree.leaves(tree)
+        return [s.data.unsafe_buffer_pointer() for x in leaves for s in x.addressable_shards]
+
+    own = places((model.params, model.frozen))
+    assert len(own) == number * len(jax.tree.leaves((model.params, model.frozen)))
+    assert [places(sampler._weights) for sampler in samplers] == [own, own]
