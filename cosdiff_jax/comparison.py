@@ -163,19 +163,15 @@ class _Apart:
         """What column a has more than b, and its 95 % interval; None of fewer than 2 prompts."""
         asked = measure, a, b
         if asked not in self._found:
-            one, other = self._values(measure, a), self._values(measure, b)
-            both = [key for key in one if key in other]
-            x, y = (np.array([side[key] for key in both]) for side in (one, other))
-            enough = len(both) > 1 and measure not in _SINGLE
-            self._found[asked] = bootstrap.Bootstrap().difference(x, y) if enough else None
+            sides = self._values(measure, b), self._values(measure, a)
+            self._found[asked] = None if measure in _SINGLE else bootstrap.change(*sides)
         return self._found[asked]
 
     def _values(self, measure: str, name: str) -> dict[str, float]:
         # By key: a folder without pictures of some prompt numbers the others differently.
         found = self._surveyed[name]
         keys = [row["key"] for row in found.rows]
-        values = zip(keys, found.column(measure), strict=True)
-        return {key: value for key, value in values if np.isfinite(value)}
+        return dict(zip(keys, found.column(measure), strict=True))
 
     def from_first(self) -> dict[str, dict[str, dict[str, float]]]:
         """Column -> measure -> "mean", "low" and "high" of the difference from the first."""

@@ -191,12 +191,13 @@ def _alike(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in names)
 
 
-def _prompts(drawing: Path) -> list[dict[str, float]]:
-    """What was measured of each prompt's pictures; [] where they are somewhere else."""
+def _prompts(drawing: Path) -> dict[str, dict[str, float]]:
+    """Prompt -> what was measured of its pictures; {} where they are somewhere else."""
     own = [p for p in (drawing / "measured").glob("*") if p.name not in ("true", "reference")]
     if len(own) != 1:
-        return []
-    return [row["measures"] for row in survey.Survey(folder=own[0], eye=None).result().rows]
+        return {}
+    rows = survey.Survey(folder=own[0], eye=None).result().rows
+    return {row["key"]: row["measures"] for row in rows}
 
 
 def _keep(row: Path, point: Mapping[str, Any], found: Mapping[str, Any]) -> None:

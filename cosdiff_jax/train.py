@@ -207,10 +207,11 @@ def look(
     return seen.table
 
 
-def load_each(stem: epath.Path) -> list[dict[str, float]]:
-    """The measures of every prompt that ``look`` kept; [] of a run begun before it kept them."""
+def load_each(stem: epath.Path) -> dict[int, dict[str, float]]:
+    """Number of each prompt -> its measures; {} of a run begun before ``look`` kept them."""
     place = stem.with_suffix(".jsonl")
-    return [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+    lines = place.read_text().splitlines() if place.exists() else []
+    return {number: json.loads(line) for number, line in enumerate(lines)}
 
 
 def load_pictures(stem: epath.Path) -> np.ndarray:

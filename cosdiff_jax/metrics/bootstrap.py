@@ -8,9 +8,10 @@ Sources: Efron 1979, "Bootstrap methods: another look at the jackknife" (percent
 "Better bootstrap confidence intervals" (BCa), eq. 2.3 and 6.6 for its acceleration.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -34,6 +35,15 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def change(before: Mapping[Any, float], after: Mapping[Any, float]) -> Interval | None:
+    """after - before over the prompts that both have a finite value of; None of fewer than 2."""
+    both = [key for key in after if key in before and math.isfinite(before[key] + after[key])]
+    if len(both) < 2:
+        return None
+    old, new = (np.array([side[key] for key in both]) for side in (before, after))
+    return Bootstrap().difference(new, old)
 
 
 def mean(values: np.ndarray) -> float:

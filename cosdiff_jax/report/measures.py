@@ -4,11 +4,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, SupportsFloat, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
-import numpy as np
-
-from cosdiff_jax.metrics.bootstrap import Bootstrap, Interval
+from cosdiff_jax.metrics import bootstrap
+from cosdiff_jax.metrics.bootstrap import Interval
 
 Better: TypeAlias = Literal["higher", "lower", "true", ""]
 
@@ -217,7 +216,7 @@ def table(
     before: Mapping[str, SupportsFloat],
     after: Mapping[str, SupportsFloat],
     true: Mapping[str, SupportsFloat],
-    changes: Mapping[str, Interval] | None = None,
+    change: Mapping[str, Interval] | None = None,
 ) -> list[Row]:
     """Rows for every measure that ``before`` or ``after`` has, known ones first and in order.
 
@@ -240,35 +239,30 @@ def table(
                 meaning=measure.meaning,
                 percent=measure.percent,
                 detail=measure.detail,
-                change=(changes or {}).get(name),
+                change=(change or {}).get(name),
             )
         )
     return rows
 
 
 def changes(
-    before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]
+    before: Mapping[Any, Mapping[str, float]], after: Mapping[Any, Mapping[str, float]]
 ) -> dict[str, Interval]:
     """What each measure changed by, after - before, with 95 % intervals over the prompts.
 
     Args:
-      before: of each prompt, measures by name; absent where they cannot be said of it.
-      after: of the same prompts in the same order. Where they are not as many, as after a run
-        that was resumed with more of them, nothing can be said.
+      before: prompt -> measures by name; what cannot be said of one is absent there.
+      after: the same; only prompts that both have count.
     """
-    found: dict[str, Interval] = {}
-    if len(before) != len(after):
-        return found
-    for name in {name: None for one in (*before, *after) for name in one}:
-        pairs = [
-            (old[name], new[name])
-            for old, new in zip(before, after, strict=True)
-            if name in old and name in new
-        ]
-        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        if len(pairs) > 1:
-            old, new = np.array(pairs).T
-            found[name] = Bootstrap().difference(new, old)
+    found = {}
+    for name in dict.fromkeys(name for table in before.values() for name in table):
+        sides = (
+            {key: table[name] for key, table in side.items() if name in table}
+            for side in (before, after)
+        )
+        interval = bootstrap.change(*sides)
+        if interval is not None:
+            found[name] = interval
     return found
 
 
@@ -309,9 +303,17 @@ def show_change(row: Row) -> str:
     """What the row changed by, and its interval; "" where single prompts do not tell it."""
     if row.change is None:
         return ""
-    scale, digits = (100, 1) if row.percent else (1, 3)
-    value, low, high = (f"{scale * x:+.{digits}f}" for x in row.change)
-    return f"{value} ({low} to {high})".replace("-", "−")
+    value, low, high = signed(row.change, percent=row.percent)
+    return f"{value} ({low} to {high})"
+
+
+def signed(change: Interval, *, percent: bool) -> tuple[str, str, str]:
+    """A change and the ends of its interval as pages print them."""
+    factor, digits = (100, 1) if percent else (1, 3)
+    if not percent and all(x == round(x) for x in change):
+        digits = 0  # a count
+    value, low, high = (f"{factor * x:+.{digits}f}".replace("-", "−") for x in change)
+    return value, low, high
 
 
 def show(row: Row, value: float | None) -> str:

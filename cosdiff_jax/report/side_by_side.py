@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from cosdiff_jax.metrics.bootstrap import Interval
 from cosdiff_jax.report.figures import Figure, Found
-from cosdiff_jax.report.measures import ROWS, Measure
+from cosdiff_jax.report.measures import ROWS, Measure, signed
 from cosdiff_jax.report.page import facts_list, img, language, write_page
 
 # Pictures of a prompt that stand on the page.
@@ -169,13 +169,10 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
 
 def apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
     """A difference and its interval as a table shows them, bold where it leaves 0 out."""
-    factor, digits, unit = (100, 1, " %") if measure.percent else (1, 3, "")
     text, sure = "–", False
-    if by is not None and not measure.percent and all(x == round(x) for x in by):
-        digits = 0  # a count
     if by is not None:
-        value, low, high = (f"{factor * x:+.{digits}f}" for x in (by.value, by.low, by.high))
-        text = f"{value}{unit}<small>{low} … {high}</small>"
+        value, low, high = signed(by, percent=measure.percent)
+        text = f"{value}{' %' * measure.percent}<small>{low} … {high}</small>"
         sure = by.low > 0 or by.high < 0
     chosen = " after" if sure else ""
     return f'<td class="n{chosen}" data-of="{html.escape(column)}">{text}</td>'

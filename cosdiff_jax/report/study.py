@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from cosdiff_jax.metrics import pareto
 from cosdiff_jax.metrics.bootstrap import Interval
 from cosdiff_jax.report import figures, side_by_side
-from cosdiff_jax.report.measures import ROWS
+from cosdiff_jax.report.measures import ROWS, inner
 from cosdiff_jax.report.page import facts_list, write_page
 from cosdiff_jax.report.setting import (
     DRAWN,
@@ -64,7 +64,8 @@ def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
       independently (or, without that one, of all settings).
     """
     found = settings(rows)
-    drawn, volumes = [], {}
+    drawn: list[figures.Figure] = []
+    volumes: dict[tuple[str, str], float] = {}
     out.mkdir(parents=True, exist_ok=True)
     size, alike = _comparable(found, ("num", "prompts"))
     for x, y in TRADES:
@@ -72,7 +73,7 @@ def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
         if figure is not None:
             drawn.append(figure)
         if math.isfinite(volume):
-            volumes[f"{y} against {x}"] = volume
+            volumes[y, x] = volume
     for knob in KNOBS:
         size, alike = _comparable(found, [n for n in ("num", "prompts") if n != knob])
         drawn += _curves(out / "figures", alike, knob, size)
@@ -85,7 +86,7 @@ def write(out: Path, rows: Sequence[Row]) -> dict[str, float]:
             told = [each.said[name] for name in SETTING]
             lines.writerow([*told, len(each.rows), *values, "\n".join(each.commands)])
     _page(out / "report.html", found, drawn, volumes)
-    return volumes
+    return {f"{y} against {x}": volume for (y, x), volume in volumes.items()}
 
 
 def _values(*cells: Cell | None) -> list[float | None]:
@@ -268,7 +269,7 @@ def _page(
     path: Path,
     found: Sequence[Setting],
     drawn: Sequence[figures.Figure],
-    volumes: Mapping[str, float],
+    volumes: Mapping[tuple[str, str], float],
 ) -> None:
     rows = [row for each in found for row in each.rows]
     measures = [m for m in SHOWN if any(each.cell(m) is not None for each in found)]
@@ -280,8 +281,8 @@ def _page(
         for figure in drawn
     )
     areas = "; ".join(
-        f"{html.escape(' against '.join(map(figures.called, name.split(' against '))))} {value:.4g}"
-        for name, value in volumes.items()
+        html.escape(f"{figures.called(y)} against {inner(figures.called(x))} {volume:.4g}")
+        for (y, x), volume in volumes.items()
     )
     said = {name: sorted({str(row[name]) for row in rows if row.get(name)}) for name in FACTS}
     body = [

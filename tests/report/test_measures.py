@@ -46,20 +46,21 @@ def test_what_may_be_chance_is_no_verdict(low, high, verdict):
 def test_changes_are_told_prompt_by_prompt():
     # Prompts differ by far more than what a run changes of each.
     hard = np.random.default_rng(0).normal(size=40)
-    before = [{"all": x, "colour": x} for x in hard]
-    after = [{"all": x + 0.1, "colour": x + 0.1} for x in hard]
+    before = {n: {"all": x, "colour": x} for n, x in enumerate(hard)}
+    after = {n: {"all": x + 0.1, "colour": x + 0.1} for n, x in reversed([*enumerate(hard)])}
     del before[3]["colour"], after[5]["colour"]
     after[7]["colour"] = float("nan")
     found = measures.changes(before, after)
     assert found["all"] == pytest.approx((0.1, 0.1, 0.1))
     assert found["colour"] == pytest.approx((0.1, 0.1, 0.1))
     noise = np.random.default_rng(1).normal(size=40)
-    wide = measures.changes(before, [{"all": x + y} for x, y in zip(hard, noise, strict=True)])
+    other = {n: {"all": x + y} for n, (x, y) in enumerate(zip(hard, noise, strict=True))}
+    wide = measures.changes(before, other)
     assert wide["all"].low < noise.mean() < wide["all"].high
     assert wide["all"].high - wide["all"].low == pytest.approx(4 * noise.std() / 40**0.5, rel=0.2)
     # Of other prompts, or of one alone, nothing can be said.
-    assert measures.changes(before, after[:-1]) == {}
-    assert measures.changes(before[:1], after[:1]) == {}
+    assert measures.changes(before, {"another": after[0], "third": after[1]}) == {}
+    assert measures.changes(before, {0: after[0], "another": after[1]}) == {}
 
 
 def test_table_keeps_order_and_takes_unknown_measures():
