@@ -9,7 +9,8 @@ their own; they are printed before they run. A training that several points shar
 point's row is a file of its own under ``rows/``: what is there is never computed again, and several
 machines can share the work on one file system. ``rows.parquet`` is all of them together, each with
 its commands and the machine that ran them; ``python -m cosdiff_jax.evaluate --study=DIR`` draws
-them.
+them. A ``rows.parquet`` from elsewhere, put into a new workdir, is gone on from: its points count
+as computed, and only their trainings and drawings are not there.
 """
 
 import hashlib
@@ -108,6 +109,7 @@ def run(
     chosen = [point for point in points(config) if point["training"] in asked]
     trainings = list(dict.fromkeys(_source(point) for point in chosen))
     mine = [point for point in chosen if trainings.index(_source(point)) % shards == shard]
+    _unpack(workdir)
     done = 0
     for number, point in enumerate(mine):
         row = workdir / "rows" / f"{_digest(point)}.parquet"
@@ -152,6 +154,26 @@ def gather(workdir: Path) -> Path:
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), half)
     half.replace(place)
     return place
+
+
+def _unpack(workdir: Path) -> None:
+    """A table from elsewhere as files of its rows; where there are files, they alone count."""
+    table, rows = workdir / "rows.parquet", workdir / "rows"
+    if rows.exists() or not table.is_file():
+        return
+    half = workdir / "rows.part"
+    for line in pq.read_table(table).to_pylist():
+        # A row and its drawing have one name, and the command ends with the drawing's folder.
+        name = Path(shlex.split(line["command"])[-1]).name
+        _write(half / f"{name}.parquet", {k: v for k, v in line.items() if v is not None})
+    half.rename(rows)
+
+
+def _write(row: Path, line: Mapping[str, Any]) -> None:
+    row.parent.mkdir(parents=True, exist_ok=True)
+    half = row.with_suffix(".part")
+    pq.write_table(pa.table({name: [value] for name, value in line.items()}), half)
+    half.replace(row)
 
 
 def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[dict[str, Any]]:
@@ -210,9 +232,7 @@ def _keep(row: Path, point: Mapping[str, Any], found: Mapping[str, Any]) -> None
     for prefix, table in (("", own), ("true_", true)):
         for name, cell in table.items():
             line |= {f"{prefix}{name}{_PARTS[part]}": float(cell[part]) for part in cell}
-    half = row.with_suffix(".part")
-    pq.write_table(pa.table({name: [value] for name, value in line.items()}), half)
-    half.replace(row)
+    _write(row, line)
 
 
 _PARTS = {"mean": "", "low": "_low", "high": "_high"}

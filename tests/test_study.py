@@ -160,6 +160,33 @@ def test_a_stopped_study_goes_on_and_computes_nothing_twice(tmp_path, monkeypatc
     assert len(goes.asked) == 8
 
 
+def test_a_table_from_elsewhere_is_gone_on_from(tmp_path, monkeypatch):
+    config = diversity.get_config("tiny")
+    first = Commands(fail=5)
+    monkeypatch.setattr(study.subprocess, "run", first)
+    here, there = tmp_path / "here", tmp_path / "there"
+    with pytest.raises(ValueError, match="no luck"):
+        study.run(config, here)
+    study.gather(here)
+    lines = pq.read_table(here / "rows.parquet").to_pylist()
+    lines = [{**line, "all_change": 0.25, "against": "base"} for line in lines]
+    other = {**lines[0], "flags": "of another grid", "command": "evaluate --out=drawings/other"}
+    lines.append({**other, "all_change": 0.5})
+    there.mkdir()
+    pq.write_table(pa.Table.from_pylist(lines), there / "rows.parquet")
+    goes = Commands()
+    monkeypatch.setattr(study.subprocess, "run", goes)
+    assert study.run(config, there) == (6, 2)
+    # The training of the two known points is another seed's only where that is drawn from.
+    assert goes.asked == (["train"] + ["evaluate"] * 2) * 3
+    rows = pq.read_table(there / "rows.parquet").to_pylist()
+    assert sorted(row["all_change"] or 0 for row in rows) == [0] * 6 + [0.25] * 2 + [0.5]
+    # A row whose file is taken away is computed again, whatever the table says.
+    gone = next(row for row in rows if row["all_change"] == 0.25)
+    (there / "rows" / f"{Path(shlex.split(gone['command'])[-1]).name}.parquet").unlink()
+    assert study.run(config, there) == (1, 7)
+
+
 def test_a_row_says_how_and_where_it_was_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(study.subprocess, "run", Commands())
     monkeypatch.chdir(tmp_path)
