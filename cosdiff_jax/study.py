@@ -42,7 +42,8 @@ def points(config: Any) -> Iterator[dict[str, Any]]:
         for seed in config.seeds:
             for draw in training.get("draws", config.draws):
                 # Only where it is asked for: rows are found again by all that is said of a point.
-                averaged = {"ema": bool(draw["ema"])} if "ema" in draw else {}
+                also: dict[str, Any] = {"ema": bool(draw["ema"])} if "ema" in draw else {}
+                also |= {"sample": shlex.join(draw["sample"])} if "sample" in draw else {}
                 yield {
                     "training": training["name"],
                     **training["labels"],
@@ -56,7 +57,7 @@ def points(config: Any) -> Iterator[dict[str, Any]]:
                     "prompts": int(config.prompts),
                     "steps": int(draw.get("steps") or config.steps),
                     "recipe": training.get("recipe") or config.recipe,
-                    **averaged,
+                    **also,
                 }
 
 
@@ -83,6 +84,7 @@ def draw_command(point: Mapping[str, Any], workdir: Path, out: Path) -> list[str
         options.append(f"--candidates={point['candidates']}")
     if not point.get("ema", True):
         options.append("--noema")
+    options += [f"--sample={change}" for change in shlex.split(point.get("sample", ""))]
     return [sys.executable, "-m", "cosdiff_jax.evaluate", source, *options, f"--out={out}"]
 
 
@@ -184,7 +186,7 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
     """
     plain: dict[tuple, int] = {}
     for number, row in enumerate(rows):
-        if row["training"] == "base" and row["method"] == "independent":
+        if _is_plain(row):
             plain[_alike(row)] = number
     guidances = [row["guidance"] for row in rows]
     usual = max(dict.fromkeys(guidances), key=guidances.count)
@@ -206,6 +208,11 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
                 change |= dict(zip(told, apart, strict=True))
         found.append(change)
     return found
+
+
+def _is_plain(row: Mapping[str, Any]) -> bool:
+    is_base = row["training"] == "base" and row["method"] == "independent"
+    return is_base and not row.get("sample")
 
 
 def _alike(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -274,7 +281,7 @@ def _source(point: Mapping[str, Any]) -> str:
 
 def _say(point: Mapping[str, Any]) -> str:
     told = ("training", "weight", "samples", "layers", "seed")
-    told += ("method", "guidance", "num", "steps", "ema")
+    told += ("method", "sample", "guidance", "num", "steps", "ema")
     return ", ".join(f"{name} {point[name]}" for name in told if name in point)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import methods, sensitivity, similarity
 from configs import fusion_base, fusion_div
-from configs.study import comparison, diversity
+from configs.study import comparison, diversity, strengths
 from cosdiff_jax import diverse, study, trained
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import setting
@@ -109,6 +109,31 @@ def test_every_way_of_the_comparison_costs_the_same(folder):
     assert len(small) * 3 == len(found) and {point["prompts"] for point in small} == {64}
     with pytest.raises(ValueError, match="there is small"):
         comparison.get_config("half")
+
+
+def test_a_drawing_can_change_the_recipes_sample(tmp_path):
+    config = strengths.get_config()
+    found = list(study.points(config))
+    assert len({study._digest(point) for point in found}) == len(found) == len(config.draws)
+    model = fusion_base.get_config()
+    words = set()
+    for point in found:
+        command = study.draw_command(point, tmp_path, tmp_path / "out")
+        asked = [o.removeprefix("--sample=") for o in command if o.startswith("--sample=")]
+        assert asked == shlex.split(point.get("sample", ""))
+        changed = trained._told(model, asked)  # refuses what the recipe lacks
+        assert (changed.to_json() == model.to_json()) == (not asked)
+        words |= {word.split("=")[0] for word in asked}
+    assert {"repulsion.svgd.weight", "condition.cads.scale"} <= words
+    rows = [{**point, "all": 0.5} for point in found]
+    names = [each.name for each in setting.settings(rows)]
+    assert len(set(names)) == len(names)
+    assert names[0] == "base, s=5, K=4" and "base + cads.scale=0.1, s=5, K=4" in names
+    assert names.index("base + particle.weight=300, s=5, K=4") == 1 + names.index(
+        "base + particle.weight=100, s=5, K=4"
+    )
+    assert "base + particle.weight=10 + view.name=clip, s=5, K=4" in names
+    assert [each.plain for each in setting.settings(rows)].count(True) == 1
 
 
 class Commands:
@@ -431,12 +456,14 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
     drawn("d", 0.35, guidance=2.5)
     drawn("e", 0.2, method="relevance", **base)
     drawn("f", 0.2, seed=1)  # the base was not drawn with this one
+    drawn("h", 0.4, sample="repulsion.name=svgd", **base)
     drawn("g", 0.2)
     (tmp_path / "drawings" / "g").rename(tmp_path / "elsewhere")
     study.gather(tmp_path)
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     found = {
-        name: (row["against"], row["all_change"]) for name, row in zip("abcdefg", rows, strict=True)
+        name: (row["against"], row["all_change"])
+        for name, row in zip("abcdefgh", rows, strict=True)
     }
     assert found == {
         "a": ("base, guidance 5", pytest.approx(0.1)),
@@ -446,6 +473,7 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
         "e": ("base, guidance 5", pytest.approx(0.2)),
         "f": (None, None),
         "g": ("base, guidance 5", None),
+        "h": ("base, guidance 5", pytest.approx(0.4)),
     }
     # What makes a prompt hard for both cancels; what does not, shows.
     assert rows[0]["all_change_low"] == pytest.approx(rows[0]["all_change_high"])
@@ -456,7 +484,7 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
     report.write(tmp_path / "report", [{**row, "all": 0.5, "mean_cosine": 0.8} for row in rows])
     page = (tmp_path / "report" / "report.html").read_text()
     part = page[page.index("Against the base") :]
-    assert part.count("base, guidance 5<") == 3 and part.count("base, guidance 2.5<") == 1
+    assert part.count("base, guidance 5<") == 4 and part.count("base, guidance 2.5<") == 1
     assert "+10.0 %" in part and "+5.0 %" in part
     report.write(tmp_path / "report", rows_of([0.5]))
     assert "Against the base" not in (tmp_path / "report" / "report.html").read_text()

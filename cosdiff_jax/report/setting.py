@@ -6,6 +6,8 @@ of 95 %. With one seed it is the interval over prompts that the measurement gave
 
 import dataclasses
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from scipy import special
 
 # What decides a drawing; a row may lack a name that its study leaves alone.
-DRAWN = ("method", "guidance", "num", "candidates", "steps", "prompts", "ema")
+DRAWN = ("method", "sample", "guidance", "num", "candidates", "steps", "prompts", "ema")
 # What tells one setting from another, in the order of the table.
 SETTING = ("training", "weight", "samples", "layers", *DRAWN, "model", "recipe", "flags")
 PARTS = {"": "mean", "_low": "low", "_high": "high"}
@@ -42,11 +44,16 @@ class Setting:
         said = self.said
         trained = said.get("weight") is not None and said["training"] != "base"
         weight = f" {said['weight']:g}" if trained else ""
-        plain = said.get("method") in (None, "independent")
-        method = "" if plain else f" + {said['method']}"
+        methods = [] if said.get("method") in (None, "independent") else [said["method"]]
+        method = "".join(f" + {each}" for each in methods + _told(said.get("sample") or ""))
         guidance = "" if said.get("guidance") is None else f", s={said['guidance']:g}"
         num = "" if said.get("num") is None else f", K={said['num']}"
         return f"{said['training']}{weight}{method}{guidance}{num}{self.also}"
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing keeps the pictures of a prompt apart in drawing."""
+        return self.said.get("method") in (None, "independent") and not self.said.get("sample")
 
     @property
     def true(self) -> "Setting":
@@ -101,8 +108,31 @@ def _place(each: Setting) -> tuple[Any, ...]:
         for names in (("weight", "samples", "layers"), ("guidance", "num", "candidates"))
     )
     method = said.get("method") or "independent"
-    base, plain = said["training"] == "base", method == "independent"
-    return not base, said["training"], *trained, not plain, method, *drawn
+    sampled = said.get("sample") or ""
+    base = said["training"] == "base"
+    return not base, said["training"], *trained, not each.plain, method, _natural(sampled), *drawn
+
+
+def _told(sample: str) -> list[str]:
+    """Changes of the recipe's ``sample``, in short: of a choice whose knobs are said, only these."""
+    changes = [change.split("=", 1) for change in shlex.split(sample)]
+    fields = [field for field, _ in changes]
+
+    def unsaid(field: str, value: str) -> bool:
+        chosen = f"{field.removesuffix('name')}{value}."
+        return field.endswith(".name") and any(other.startswith(chosen) for other in fields)
+
+    return [
+        f"{'.'.join(field.split('.')[-2:])}={value}"
+        for field, value in changes
+        if not unsaid(field, value)
+    ]
+
+
+def _natural(text: str) -> list[Any]:
+    """A key by which 100 comes after 30: words and numbers by turns."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def truths(rows: Sequence[Row]) -> list[Setting]:

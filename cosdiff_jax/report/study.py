@@ -124,8 +124,7 @@ def _trade(
         return None, math.nan
     goals = np.array([[_better(x, each), _better(y, each)] for each, _, _ in points])
     best, known = pareto.front(goals), np.asarray(np.isfinite(goals).all(axis=1))
-    said = [each.said for each, _, _ in points]
-    plain = [own["training"] == "base" and own["method"] == "independent" for own in said]
+    plain = [each.said["training"] == "base" and each.plain for each, _, _ in points]
     base = goals[known & np.array(plain)]
     reference = (base if len(base) else goals[known]).min(axis=0, initial=math.inf)
     volume = pareto.hypervolume(goals, reference) if known.any() else math.nan
