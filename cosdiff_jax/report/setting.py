@@ -114,7 +114,7 @@ def _place(each: Setting) -> tuple[Any, ...]:
 
 
 def _told(sample: str) -> list[str]:
-    """Changes of the recipe's ``sample``, in short: of a choice whose knobs are said, only these."""
+    """Changes of the recipe's ``sample`` in short: a choice goes unsaid if its knobs are said."""
     changes = [change.split("=", 1) for change in shlex.split(sample)]
     fields = [field for field, _ in changes]
 
