@@ -153,6 +153,7 @@ def objective() -> dict:
                 rollout=dict(
                     steps=6,
                     gradient_steps=2,  # the gradient passes through the last ones
+                    detached=False,  # no gradient through what the network is shown
                     guidance=guidance(scale=1.0),
                 ),
             ),

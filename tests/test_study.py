@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import methods, sensitivity, similarity
+from benchmarks import gradient_noise, methods, sensitivity, similarity
 from configs import fusion_base, fusion_div
 from configs.study import comparison, diversity, strengths
 from cosdiff_jax import diverse, study, trained
@@ -529,6 +529,18 @@ def test_benchmarks_say_what_their_numbers_depend_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sensitivity.py", "--prompts=2", "--num=2"])
     with pytest.raises(InterruptedError, match=r"^scenes_clip [0-9a-f]{16}$"):
         sensitivity.main()
+
+
+def test_gradients_of_batches_agree_as_far_as_they_share_a_direction():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(16, 4096)) / 64
+    signal = np.eye(1, 4096)
+    # Unit noise beside a signal of length s: the cosine of two is s^2 / (1 + s^2).
+    found = gradient_noise.agreement((0.5 * signal + noise) * rng.uniform(1, 100, (16, 1)))
+    assert found["cosine"] == pytest.approx(0.2, abs=0.02)
+    assert found["halves"] == pytest.approx(0.25 / (0.25 + 1 / 8), abs=0.05)
+    assert abs(gradient_noise.agreement(noise)["cosine"]) < 0.01
+    assert gradient_noise.agreement(np.ones((4, 8)))["cosine"] == 1
 
 
 def test_the_commands_end_with_one_line(tmp_path):

@@ -24,6 +24,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 _TERM = "objective.flow_matching.diversity.cosine.schedule.linear.end"
+# The recipe's own, said because rows are found again by what is said: those of a recipe whose
+# gradient still passed through the states of a rollout are others.
+_DETACHED = "objective.flow_matching.prediction.rollout.detached=True"
 _OFF = "objective.flow_matching.diversity.name=none"
 _ALIGNMENT = "objective.flow_matching.alignment"
 _ATTENTION = "backbone.fuse_dit.attention"
@@ -48,7 +51,7 @@ def _tuned(name: str, *flags: str, samples: int = 8, **labels: float) -> dict[st
     data = (f"data.prompts={ROWS // samples}", f"data.samples={samples}")
     stored = ("data.scenes.folder=datasets/scenes_groups", "data.scenes.stored=16")
     labels = {**labels, "samples": samples}
-    return dict(name=name, labels=labels, flags=(*flags, *data, *stored, *_LOOK))
+    return dict(name=name, labels=labels, flags=(*flags, _DETACHED, *data, *stored, *_LOOK))
 
 
 def _scratch(fusion: str, *flags: str, **labels: int) -> dict[str, Any]:

@@ -40,6 +40,17 @@ def test_the_gradient_passes_through_the_last_steps_only(m):
     chex.assert_trees_all_equal(gradient != 0, jnp.arange(4) >= 4 - m)
 
 
+def test_detached_steps_answer_for_what_they_add_themselves():
+    scales = jnp.array([1.0, 2.0, 3.0, 0.5])
+    rollout = prediction.Rollout(steps=4, gradient_steps=3, detached=True)
+    whole = prediction.Rollout(steps=4, gradient_steps=3)
+    chex.assert_trees_all_equal(predict(rollout, scales)[0], predict(whole, scales)[0])
+    gradient = jax.grad(lambda s: predict(rollout, s)[0][0, 0])(scales)
+    # x0_hat = z - sum_i s_i z_i / 4 with every z_i held fixed.
+    seen = jnp.cumprod(jnp.concatenate([jnp.ones(1), 1 - scales / 4]))[:4]
+    chex.assert_trees_all_close(gradient, -seen / 4 * (jnp.arange(4) > 0), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
