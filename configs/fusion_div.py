@@ -2,8 +2,8 @@
 
 python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
 
-42 steps, 7 to 8 min on two cores of an AMD EPYC from command to report. --config.steps=150 takes
-22 min there and goes further; the numbers are in benchmarks/results/fusion_div.json.
+42 steps, 6 to 8 min on two cores of an AMD EPYC from command to report; what they bring, at three
+seeds, is in benchmarks/results/fusion_div.json.
 """
 
 from configs import base, presets
