@@ -42,19 +42,20 @@ def gradients(config, batches: int, step: int) -> tuple[np.ndarray, list[float]]
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh), job.precision(config.matmul_precision):
         params = sharding.put(made.params, mesh)
-        frozen = sharding.put({"anchor": made.params, **made.frozen}, mesh)
+        # What an anchor holds to: before the first step all are the weights themselves.
+        frozen = sharding.put({"anchor": made.params, **made.frozen}, mesh) | {"average": params}
         stream = made.stream(0, 1)
         rows = [sharding.to_device(next(stream), mesh) for _ in range(batches)]
         memory = sharding.put(made.objective.start(frozen, rows[0], made.prompts), mesh)
 
-        def loss(params, frozen, batch, key):
+        def loss(params, frozen, batch, key, memory):
             return made.objective(params, frozen, batch, key, jnp.asarray(step), memory)[0]
 
         gradient = jax.jit(jax.grad(loss), compiler_options=host.compiler_options())
         found, seconds = [], []
         for number, batch in enumerate(rows):
             began, key = time.perf_counter(), jax.random.key(number)
-            found.append(np.asarray(ravel_pytree(gradient(params, frozen, batch, key))[0]))
+            found.append(np.asarray(ravel_pytree(gradient(params, frozen, batch, key, memory))[0]))
             seconds.append(time.perf_counter() - began)
     return np.stack(found), seconds
 

@@ -49,6 +49,7 @@ def get_config(preset: str = ""):
     config.matmul_precision = "bfloat16"
     config.checkpoint.every = 30
     config.sample.every = 30
-    # Half as many leave the sign of a change in diversity to chance; 16 steps pay for it.
+    # A change in diversity shows late: of seed 0 32 prompts said -0.040 (-0.096 to 0.021) where 256
+    # say +0.067 (0.042 to 0.092). Twice as many take no longer at 16 steps.
     config.sample.update(prompts=64, steps=16)
     return presets.apply(config, preset)

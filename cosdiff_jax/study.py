@@ -30,7 +30,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cosdiff_jax import survey
-from cosdiff_jax.report import measures
+from cosdiff_jax.report import measures, setting
 
 _log = logging.getLogger("cosdiff_jax")
 COSTS = ("evaluations", "seconds", "peak_mib")
@@ -186,7 +186,7 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
     """
     plain: dict[tuple, int] = {}
     for number, row in enumerate(rows):
-        if _is_plain(row):
+        if row["training"] == "base" and setting.is_plain(row):
             plain[_alike(row)] = number
     guidances = [row["guidance"] for row in rows]
     usual = max(dict.fromkeys(guidances), key=guidances.count)
@@ -208,11 +208,6 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
                 change |= dict(zip(told, apart, strict=True))
         found.append(change)
     return found
-
-
-def _is_plain(row: Mapping[str, Any]) -> bool:
-    is_base = row["training"] == "base" and row["method"] == "independent"
-    return is_base and not row.get("sample")
 
 
 def _alike(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -60,6 +60,8 @@ def test_the_sweeps_change_one_thing_alone(preset):
     found = list(study.points(diversity.get_config(preset)))
     recipe = fusion_div.get_config().objective.flow_matching.diversity.cosine
     assert recipe.schedule.linear.end == diversity.OWN
+    rollout = fusion_div.get_config().objective.flow_matching.prediction.rollout
+    assert diversity._DETACHED.endswith(f".prediction.rollout.detached={rollout.detached}")
     own = [point for point in found if point["training"] == "diversity"]
     assert {point["weight"] for point in own} >= {0.0, 0.01, 0.02, 0.05, 1.0, 8.0, 30.0}
     sizes = {}

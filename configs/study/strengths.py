@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 _FREE = "guidance.classifier_free.interval"
+_INTERVALS = ((0.0, 0.9), (0.0, 0.8), (0.0, 0.7), (0.1, 0.9), (0.1, 0.8), (0.3, 0.8))
 
 
 def _choices(kind: str, name: str, knob: str, values: tuple[float, ...]) -> list[list[str]]:
@@ -34,8 +35,7 @@ def get_config(preset: str = ""):
             for few in _choices("repulsion", "particle", "weight", (10, 30))
         ),
         *_choices("condition", "cads", "scale", (0.05, 0.1, 0.15, 0.25)),
-        *([f"{_FREE}=({low:g},{high:g})"] for low, high in ((0.0, 0.9), (0.0, 0.8), (0.0, 0.7))),
-        *([f"{_FREE}=({low:g},{high:g})"] for low, high in ((0.1, 0.9), (0.1, 0.8), (0.3, 0.8))),
+        *([f"{_FREE}=({low:g},{high:g})"] for low, high in _INTERVALS),
     ]
     plain: dict[str, Any] = dict(method="independent", guidance=5.0, num=4)
     draws = [plain, *({**plain, "sample": tuple(sample)} for sample in samples)]

@@ -52,8 +52,8 @@ class Setting:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing keeps the pictures of a prompt apart in drawing."""
-        return self.said.get("method") in (None, "independent") and not self.said.get("sample")
+        """Whether its pictures were drawn independently, as the recipe says."""
+        return is_plain(self.said)
 
     @property
     def true(self) -> "Setting":
@@ -88,6 +88,11 @@ class Setting:
 
 def _known(row: Row, name: str) -> bool:
     return row.get(name) is not None and math.isfinite(row[name])
+
+
+def is_plain(row: Row) -> bool:
+    """Whether a row's pictures were drawn independently, as the recipe says."""
+    return row.get("method") in (None, "independent") and not row.get("sample")
 
 
 def settings(rows: Sequence[Row]) -> list[Setting]:
