@@ -18,8 +18,10 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,12 +165,17 @@ def _unpack(workdir: Path) -> None:
     table, rows = workdir / "rows.parquet", workdir / "rows"
     if rows.exists() or not table.is_file():
         return
-    half = workdir / "rows.part"
+    half = workdir / f"rows.{uuid.uuid4().hex}.part"  # each machine's own
     for line in pq.read_table(table).to_pylist():
         # A row and its drawing have one name, and the command ends with the drawing's folder.
         name = Path(shlex.split(line["command"])[-1]).name
         _write(half / f"{name}.parquet", {k: v for k, v in line.items() if v is not None})
-    half.rename(rows)
+    try:
+        half.rename(rows)
+    except OSError:  # another machine on this folder was faster, with the same rows
+        if not rows.exists():
+            raise
+        shutil.rmtree(half)
 
 
 def _write(row: Path, line: Mapping[str, Any]) -> None:

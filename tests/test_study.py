@@ -214,6 +214,24 @@ def test_a_table_from_elsewhere_is_gone_on_from(tmp_path, monkeypatch):
     assert study.run(config, there) == (1, 7)
 
 
+def test_of_two_machines_that_unpack_one_table_either_may_be_first(tmp_path, monkeypatch):
+    row = dict(training="base", command="evaluate --out=drawings/one", weight=0.5)
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    write, into = study._write, []
+
+    def slow(place, line):  # the other begins and ends while this one writes its first row
+        into.append(place.parent)
+        if len(into) == 1:
+            study._unpack(tmp_path)
+        write(place, line)
+
+    monkeypatch.setattr(study, "_write", slow)
+    study._unpack(tmp_path)
+    assert len(set(into)) == 2  # neither takes the folder away in which the other writes
+    assert [place.name for place in tmp_path.iterdir() if place.is_dir()] == ["rows"]
+    assert pq.read_table(tmp_path / "rows" / "one.parquet").to_pylist() == [row]
+
+
 def test_a_row_says_how_and_where_it_was_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(study.subprocess, "run", Commands())
     monkeypatch.chdir(tmp_path)
