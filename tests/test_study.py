@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import gradient_noise, methods, sensitivity, similarity
-from configs import fusion_base, fusion_div
+from configs import fusion_base, fusion_div, fusion_div_long
 from configs.study import comparison, diversity, strengths
 from cosdiff_jax import diverse, study, trained
 from cosdiff_jax.report import facts as facts_lib
@@ -75,7 +75,8 @@ def test_the_sweeps_change_one_thing_alone(preset):
 
 def test_every_change_fits_its_recipe():
     """The command line refuses a field that the menu lacks; here before anything is trained."""
-    recipes = {"configs/fusion_base.py": fusion_base, "configs/fusion_div.py": fusion_div}
+    modules = (fusion_base, fusion_div, fusion_div_long)
+    recipes = {f"configs/{module.__name__.rpartition('.')[2]}.py": module for module in modules}
     found = [*study.points(diversity.get_config()), *study.points(comparison.get_config())]
     for recipe, flags in {(point["recipe"], point["flags"]) for point in found}:
         config = recipes[recipe].get_config()

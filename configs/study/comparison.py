@@ -3,15 +3,16 @@
 python -m cosdiff_jax.study --config=configs/study/comparison.py --workdir=studies/comparison
 python -m cosdiff_jax.evaluate --study=studies/comparison
 
-The embedded base model and the main job's model, 8 pictures of each of 256 held-out prompts in
-three languages, guidance 5, three seeds. Whatever the method, a prompt costs at most 800 calls of
-the network and no less than 760: what chooses among more candidates takes fewer steps, what looks
-ahead or asks a weaker network as well has fewer left. (A gradient through a rollout is not counted
-as a call.) The base model without guidance, at half the price, says what guidance took away.
+The embedded base model and the one that ``configs/fusion_div_long.py`` makes of it, 8 pictures of
+each of 256 held-out prompts in three languages, guidance 5, three seeds. Whatever the method, a
+prompt costs at most 800 calls of the network and no less than 760: what chooses among more
+candidates takes fewer steps, what looks ahead or asks a weaker network as well has fewer left. (A
+gradient through a rollout is not counted as a call.) The base model without guidance, at half the
+price, says what guidance took away.
 
-On two CPU cores a drawing of 256 prompts should take about 20 minutes and a training 10: 105
-drawings and 6 trainings are 36 hours, an estimate. ``:small`` is all of it with 64 prompts and one
-seed, 3.3 hours; its numbers are not part of the whole.
+On two CPU cores a drawing of 256 prompts should take about 20 minutes and a training 15: 105
+drawings and 6 trainings are 37 hours, an estimate. ``:small`` is all of it with 64 prompts and one
+seed, 3.4 hours; its numbers are not part of the whole.
 """
 
 from typing import Any
@@ -54,7 +55,7 @@ def get_config(preset: str = ""):
     off = "objective.flow_matching.diversity.name=none"
     config = ConfigDict(
         dict(
-            recipe="configs/fusion_div.py",
+            recipe="configs/fusion_div_long.py",
             trainings=[
                 dict(name="base", labels={}, flags=(), model="fusion_base", draws=draws),
                 dict(name="trained", labels={}, flags=()),
