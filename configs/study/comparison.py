@@ -10,9 +10,9 @@ candidates takes fewer steps, what looks ahead or asks a weaker network as well 
 gradient through a rollout is not counted as a call.) The base model without guidance, at half the
 price, says what guidance took away.
 
-On two CPU cores a drawing of 256 prompts should take about 20 minutes and a training 15: 105
+On two CPU cores a drawing of 256 prompts should take about 20 minutes and a training 19: 105
 drawings and 6 trainings are 37 hours, an estimate. ``:small`` is all of it with 64 prompts and one
-seed, 3.4 hours; its numbers are not part of the whole.
+seed, 3.6 hours; its numbers are not part of the whole.
 """
 
 from typing import Any
