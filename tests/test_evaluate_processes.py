@@ -37,8 +37,7 @@ def together(folder, tmp_path_factory):
         port = free.getsockname()[1]
     options = [f"--{name}={value}" for name, value in ASKED.items()]
     options += [f"--model={folder}", f"--out={out}"]
-    flags = "--xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(port), str(rank), *options],

@@ -86,7 +86,7 @@ def test_trainings_are_asked_for_by_name(tmp_path):
 def test_one_point_end_to_end_is_computed_once(tmp_path, monkeypatch):
     """Trained and drawn from in processes of their own, without EMA, on its own path."""
     # The emulated devices of the tests are more than the four pictures of a step.
-    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     config = sd3.get_config("tiny")
     config.draws = [draw for draw in config.draws if draw["steps"] == 1 and not draw["ema"]]
     asked = ["digits eps/linear"]

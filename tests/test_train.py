@@ -29,7 +29,7 @@ def start(workdir, *options, recipe="configs/fusion_div.py:tiny", data=None):
         f"--config.data.scenes.folder={folder}",
         *options,
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
         command,
         cwd=ROOT,

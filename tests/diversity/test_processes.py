@@ -86,8 +86,7 @@ def processes(features, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(port), str(rank), str(folder), str(PERCENT)],
