@@ -34,6 +34,13 @@ def get_config(preset: str = ""):
             [*few, "view.name=clip"]
             for few in _choices("repulsion", "particle", "weight", (10, 30))
         ),
+        # At these weights the bound on the push binds, not the weight.
+        *(
+            [*strong, f"repulsion.{name}.largest={largest:g}"]
+            for name, weight in (("particle", 1000), ("svgd", 10), ("diverse_flow", 1000))
+            for strong in _choices("repulsion", name, "weight", (weight,))
+            for largest in (1, 2)
+        ),
         *_choices("condition", "cads", "scale", (0.05, 0.1, 0.15, 0.25)),
         *([f"{_FREE}=({low:g},{high:g})"] for low, high in _INTERVALS),
     ]
