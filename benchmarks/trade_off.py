@@ -68,7 +68,7 @@ def main() -> None:
         )
         for mark, told in (("o", f"{plain:g} evaluations a prompt"), ("^", "more")):
             axes.scatter([], [], color=figures.GREY, marker=mark, s=36, label=told)
-        for colour, told in ((1, "base model"), (0, "after the main job")):
+        for colour, told in ((1, "base model"), (0, "after the longer main job")):
             axes.scatter([], [], color=figures.COLOURS[colour], s=36, label=told)
         axes.legend(loc="lower left", fontsize=8)
         axes.margins(0.1, 0.16)

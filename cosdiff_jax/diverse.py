@@ -25,7 +25,9 @@ from cosdiff_jax.report import grid
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import Frozen, Params
 
-_PARTICLE = {"name": "particle", "particle": {"weight": 100.0}}
+
+def _particle(weight: float) -> dict[str, Any]:
+    return {"name": "particle", "particle": {"weight": weight}}
 
 
 def _away(name: str) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def _away(name: str) -> dict[str, Any]:
     return {"name": "composed", "composed": {"weaker": weaker}}
 
 
-# What each method changes in the menu's ``sample``.
+# What each method changes in the menu's ``sample``. The strengths of what acts on the way are those
+# of configs/study/strengths.py that brought the embedded base model variety and cost it least.
 METHODS: dict[str, Mapping[str, Any]] = {
     "independent": {},
     # where samples start
@@ -45,12 +48,12 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "slerp": {"noise": {"name": "slerp"}},
     "descent": {"descent": {"name": "cosine", "cosine": {"view": "clip"}}},
     # on the way
-    "particle": {"repulsion": _PARTICLE},
-    "particle_clip": {"repulsion": _PARTICLE, "view": {"name": "clip"}},
+    "particle": {"repulsion": _particle(100.0)},
+    "particle_clip": {"repulsion": _particle(10.0), "view": {"name": "clip"}},
     "svgd": {"repulsion": {"name": "svgd"}},
     "diverse_flow": {"repulsion": {"name": "diverse_flow", "diverse_flow": {"weight": 100.0}}},
-    "cads": {"condition": {"name": "cads"}},
-    "interval": {"guidance": {"classifier_free": {"interval": (0.1, 0.8)}}},
+    "cads": {"condition": {"name": "cads", "cads": {"scale": 0.1}}},
+    "interval": {"guidance": {"classifier_free": {"interval": (0.1, 0.9)}}},
     **{name: {"guidance": _away(name)} for name in ("skip_layer", "perturbed_attention")},
     "free_start": {"guidance": {"classifier_free": {"start": False}}},
     # which of the candidates are kept

@@ -336,9 +336,10 @@ def test_what_a_model_cannot_be_drawn_with_is_refused_before_anything_is_written
 
 def test_methods_that_set_different_knobs_of_one_part_act_together():
     changes = diverse.overlay("interval+free_start+cads")
-    guidance = {"classifier_free": {"interval": (0.1, 0.8), "start": False}}
-    assert changes == {"guidance": guidance, "condition": {"name": "cads"}}
-    assert diverse.overlay("interval")["guidance"] == {"classifier_free": {"interval": (0.1, 0.8)}}
+    guidance = {"classifier_free": {"interval": (0.1, 0.9), "start": False}}
+    cads = {"name": "cads", "cads": {"scale": 0.1}}
+    assert changes == {"guidance": guidance, "condition": cads}
+    assert diverse.overlay("interval")["guidance"] == {"classifier_free": {"interval": (0.1, 0.9)}}
 
 
 def test_choosing_keeps_the_best_by_its_own_measure(folder, tmp_path):
