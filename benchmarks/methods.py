@@ -22,11 +22,16 @@ import numpy as np
 
 from cosdiff_jax import job, tables, trained
 from cosdiff_jax.data.scenes.held_out import held_out
-from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler
+from cosdiff_jax.diverse import METHODS, Candidates, DiverseSampler, overlay
 from cosdiff_jax.report import facts
 
 ROWS, TRUE = 64, "true pictures"
 CHOOSING = set(tables.SELECTIONS) | {"pruning", "late_pruning"}
+
+
+def changes(method: str) -> dict:
+    """What methods joined by + change, as JSON has it."""
+    return json.loads(json.dumps(overlay(method)))
 
 
 def in_groups(
@@ -69,7 +74,9 @@ def main() -> None:
         before = json.loads(args.out.read_text())
         if before["arguments"] != asked:
             parser.error(f"{args.out} was measured with {before['arguments']}: name another --out")
-        rows = [row for row in before["rows"] if row["method"] != TRUE]
+        # A method that has another strength since is measured anew.
+        drawn = [row for row in before["rows"] if row["method"] != TRUE]
+        rows = [row for row in drawn if row.get("changes") == changes(row["method"])]
     items = held_out(args.prompts, args.num, args.seed)
     judge = job.drawn(model.config, items, model.tokenizer, model.frozen)
     prompts = list(judge.prompts)
@@ -107,7 +114,8 @@ def main() -> None:
             candidates, seconds = in_groups(draw, prompts, total, args.seed)
             samples = draw.choose(candidates)
         cost = {"evaluations": samples.evaluations, "seconds": seconds}
-        note({"method": method, **cost, **judge.measured(samples.images).table})
+        said = {"method": method, "changes": changes(method)}
+        note({**said, **cost, **judge.measured(samples.images).table})
     note({"method": TRUE, **judge.truth})
 
 
