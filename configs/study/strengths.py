@@ -7,7 +7,8 @@ Each method with a knob, at several values of it, on the embedded base model: 4 
 64 held-out prompts, 16 steps, guidance 5. The prompts are of seed 2: a strength that is chosen here
 has not seen those on which benchmarks/methods.py compares the methods, which are of seed 0.
 
-On two CPU cores a drawing should take about a minute and a half.
+On two CPU cores of an AMD EPYC a drawing takes a minute and a quarter. What it said is in
+benchmarks/results/strengths/README.md.
 """
 
 from typing import Any
