@@ -22,7 +22,7 @@ from cosdiff_jax import evaluate
 
 port, rank, options = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
-assert jax.process_count() == 2
+assert jax.process_count() == 2 and jax.local_device_count() == 2
 evaluate.define()
 app.run(evaluate.main, argv=["evaluate", *options])
 """
