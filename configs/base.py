@@ -186,6 +186,7 @@ def alignment() -> dict:
         name="none",
         none={},
         clip=term(),  # CLIP's text and picture vectors
+        latent_clip=term(),  # those of a CLIP that reads latents: nothing is decoded
         # the frozen language model's states, projected to `feature` by a running regression
         llm=term(
             layer=placeholder(int),  # 0: the embeddings, ... L: the last state; None: the middle

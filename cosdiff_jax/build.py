@@ -59,10 +59,10 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     diversity = tables.make(tables.DIVERSITIES, knobs.diversity)
     alignment = tables.make(tables.ALIGNMENTS, knobs.alignment)
     predicts = diversity is not None or alignment is not None
-    aligns_in_clip = alignment is not None and alignment.projection is None
+    # The network that alignment compares through has the term's own name.
+    reads = alignment is not None and alignment.projection is None
     looks = _looks(knobs.feature) if predicts else set()
-    needs_clip = "clip" in looks or aligns_in_clip
-    through = _through(looks | ({"clip"} if needs_clip else set()))
+    through = _through(looks | ({knobs.alignment.name} if reads else set()))
     nets = modules.models(config, ("language_model", "vae", "backbone", *through))
     views = _views(nets, knobs)
 
@@ -77,7 +77,7 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
         backbone=nets.backbone,
         language_model=nets.language_model,
         vae=nets.vae,
-        clip=nets.clip if aligns_in_clip else None,
+        reader=views[knobs.alignment.name]() if reads else None,
         trajectory=trajectory,
         parameterization=_parameterization(knobs),
         times=_times(config, trajectory),

@@ -309,6 +309,7 @@ def _projected(*, schedule: Any, form: Any, **knobs: Any) -> alignment.Alignment
 ALIGNMENTS = {
     "none": lambda: None,
     "clip": nested(alignment.Alignment, schedule=BY_STEP, form=FORMS),
+    "latent_clip": nested(alignment.Alignment, schedule=BY_STEP, form=FORMS),
     "llm": nested(_projected, schedule=BY_STEP, form=FORMS),
 }
 

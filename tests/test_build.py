@@ -48,6 +48,8 @@ TABLES = {
     "objective.flow_matching.alignment": tables.ALIGNMENTS,
     "objective.flow_matching.alignment.clip.schedule": tables.BY_STEP,
     "objective.flow_matching.alignment.clip.form": tables.FORMS,
+    "objective.flow_matching.alignment.latent_clip.schedule": tables.BY_STEP,
+    "objective.flow_matching.alignment.latent_clip.form": tables.FORMS,
     "objective.flow_matching.alignment.llm.schedule": tables.BY_STEP,
     "objective.flow_matching.alignment.llm.form": tables.FORMS,
     "objective.flow_matching.prediction": tables.PREDICTIONS,
@@ -219,7 +221,23 @@ def test_alignment_inside_the_language_model_is_made_with_its_knobs_and_needs_no
     assert made.alignment.projection == alignment.Projection(layer=1, ridge=0.5, decay=0.9)
     assert made.alignment.form == alignment.Contrastive(temperature=0.2)
     assert float(made.alignment.weight(5)) == pytest.approx(0.3)
-    assert made.clip is None and "clip" not in needs and made.feature is not None
+    assert made.reader is None and "clip" not in needs and made.feature is not None
+
+
+def test_alignment_looks_through_the_network_that_it_names_and_through_no_other():
+    config = importlib.import_module("configs.fusion_div").get_config("tiny")
+    flow = config.objective.flow_matching
+    flow.diversity.name, flow.feature.name = "none", "latent"
+    made, needs = build.objective(config)
+    assert type(made.reader).__name__ == "ClipFeature" and made.reader.vae == made.vae
+    assert needs == ("llm", "vae", "clip")
+    flow.alignment.name = "latent_clip"
+    with pytest.raises(ValueError, match=r"latent_clip\.asset\.path"):
+        build.objective(config)
+    config.latent_clip.name = "clip"
+    made, needs = build.objective(config)
+    assert type(made.reader).__name__ == "LatentClipFeature" and made.reader.clip.channels == 16
+    assert needs == ("llm", "vae", "latent_clip")
 
 
 def diverse(**changes):

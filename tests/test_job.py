@@ -215,8 +215,9 @@ CHOICES = {
     ),
     "diversity.cosine.bank": ("fifo", "none", "none", "fifo", "fifo", "none"),
     "diversity.cosine.target": ("fixed", "real", "real", "real", "real", "fixed"),
-    "alignment": ("llm", "none", "clip", "none", "llm", "clip"),
+    "alignment": ("llm", "none", "clip", "latent_clip", "llm", "clip"),
     "alignment.clip.form": ("cosine", "cosine", "contrastive", "cosine", "cosine", "cosine"),
+    "alignment.latent_clip.form": ("cosine", "cosine", "cosine", "contrastive", "cosine", "cosine"),
     "alignment.llm.form": ("cosine", "cosine", "cosine", "cosine", "contrastive", "cosine"),
 }
 TABLES = {
@@ -227,6 +228,7 @@ TABLES = {
     "diversity.cosine.target": tables.TARGETS,
     "alignment": tables.ALIGNMENTS,
     "alignment.clip.form": tables.FORMS,
+    "alignment.latent_clip.form": tables.FORMS,
     "alignment.llm.form": tables.FORMS,
 }
 
@@ -258,6 +260,7 @@ def test_every_choice_of_a_term_trains(number, tmp_path, request):
     flow.diversity.cosine.target.real.margin = -1.0
     flow.feature.mix.update(clip=0.5, latent=0.5)
     flow.alignment.clip.schedule.constant.value = 0.1
+    flow.alignment.latent_clip.schedule.constant.value = 0.1
     flow.anchor, flow.anchor_to = 0.5, "average"
     config.clip.name = config.latent_clip.name = "clip"
     config.vgg.name = "vgg"

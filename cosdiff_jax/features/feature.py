@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.shapes import Frozen, TextStream
 
@@ -25,4 +25,15 @@ class Feature(Protocol):
           samples: B = P K, prompt-major.
           text: of the P prompts, for the features that read it.
         """
+        ...
+
+
+@runtime_checkable
+class Reader(Feature, Protocol):
+    """A view that captions have vectors in too."""
+
+    def text(
+        self, frozen: Frozen, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]
+    ) -> Float[Array, "P F"]:
+        """Unit vectors of captions, in the same space as samples'."""
         ...

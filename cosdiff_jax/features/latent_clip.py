@@ -4,7 +4,7 @@ import dataclasses
 from typing import cast
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.shapes import Frozen, TextStream
@@ -30,3 +30,10 @@ class LatentClipFeature:
         """Unit vectors of normalised latents."""
         variables = {"params": jax.lax.stop_gradient(frozen["latent_clip"])}
         return cast(jax.Array, self.clip.apply(variables, samples, method="image"))
+
+    def text(
+        self, frozen: Frozen, tokens: Int[Array, "P T"], mask: Bool[Array, "P T"]
+    ) -> Float[Array, "P F"]:
+        """Unit vectors of captions in the same space, for the alignment term."""
+        f = self.clip.apply({"params": frozen["latent_clip"]}, tokens, mask, method="text")
+        return cast(jax.Array, f)

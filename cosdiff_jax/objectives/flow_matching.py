@@ -24,8 +24,7 @@ from jaxtyping import Array, Bool, Float
 from cosdiff_jax import rng, text_stream
 from cosdiff_jax.diversity import control, similarity
 from cosdiff_jax.diversity.alignment import Alignment, same_captions
-from cosdiff_jax.features.clip import ClipFeature
-from cosdiff_jax.features.feature import Feature
+from cosdiff_jax.features.feature import Feature, Reader
 from cosdiff_jax.flow.guidance import Guidance
 from cosdiff_jax.flow.parameterization import Parameterization
 from cosdiff_jax.flow.parameterization import Velocity as VelocityOutput
@@ -35,7 +34,6 @@ from cosdiff_jax.flow.timestep import LogitNormal, Times
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 from cosdiff_jax.flow.weighting import Constant, Weighting
 from cosdiff_jax.models import captions as captions_lib
-from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params, TextStream
 
@@ -48,9 +46,10 @@ class FlowMatching:
     """The objective; networks are handed in, their frozen parameters come with the call.
 
     ``frozen`` holds "llm", "vae" (if ``vae`` is set and the batch has no latents, or a feature
-    decodes), "clip" (if ``clip`` or ``feature`` reads it), "latent_clip" or "vgg" (if ``feature``
-    does), "anchor" (if ``anchor`` is above 0 and holds to the start, or the feature is a backbone's
-    hidden state) and "average" (if ``anchor`` is above 0 and holds to the moving average).
+    decodes), "clip" or "latent_clip" (if ``reader`` or ``feature`` looks through it), "vgg" (if
+    ``feature`` does), "anchor" (if ``anchor`` is above 0 and holds to the start, or the feature is
+    a backbone's hidden state) and "average" (if ``anchor`` is above 0 and holds to the moving
+    average).
 
     Attributes:
       backbone: (z_t, t, TextStream) -> output, the only trained network.
@@ -68,7 +67,7 @@ class FlowMatching:
       feature: what the cosine is measured on, and what the language model's states are
         projected to.
       alignment: mu(step) and what it weighs; None switches the term off.
-      clip: reads pictures and captions, for alignment without a projection.
+      reader: sees pictures and reads captions, for alignment without a projection.
       anchor: nu.
       anchor_to: "start", the weights that the run began with, or "average", their moving average.
     """
@@ -87,7 +86,7 @@ class FlowMatching:
     top_percent: float = 20.0
     feature: Feature | None = None
     alignment: Alignment | None = None
-    clip: CLIP | None = None
+    reader: Reader | None = None
     anchor: float = 0.0
     anchor_to: str = "start"
 
@@ -107,8 +106,8 @@ class FlowMatching:
             raise ValueError("diversity is measured on a feature: feature is missing")
         if self._projects and self.feature is None:
             raise ValueError("alignment with hidden states needs pictures' feature: it is missing")
-        if self.alignment is not None and not self._projects and self.clip is None:
-            raise ValueError("alignment compares pictures with captions in CLIP: clip is missing")
+        if self.alignment is not None and not self._projects and self.reader is None:
+            raise ValueError("alignment compares pictures with captions: reader is missing")
 
     @property
     def predicts(self) -> bool:
@@ -288,12 +287,11 @@ class FlowMatching:
                 held = projection.after(held, hidden, jnp.mean(real, axis=1))
                 memory = {**memory, "alignment": held}
             else:
-                assert self.clip is not None  # refused when this was made
-                reader = ClipFeature(clip=self.clip, vae=self.vae)
-                text = jax.lax.stop_gradient(reader.text(frozen, batch.tokens, batch.mask))
-                # Diversity mostly looks through the same network, and then has its answer already.
-                if f is None or self.feature != reader:
-                    f = view(reader, x0_hat)
+                assert self.reader is not None  # refused when this was made
+                text = jax.lax.stop_gradient(self.reader.text(frozen, batch.tokens, batch.mask))
+                # Where diversity looks through the same network it has the answer already.
+                if f is None or self.feature != self.reader:
+                    f = view(self.reader, x0_hat)
             cost = self.alignment.form(f, text, same_captions(batch.tokens, batch.mask))
             logs["mu"] = self.alignment.weight(step)
             logs["alignment"] = _mean_where(cost, counts)

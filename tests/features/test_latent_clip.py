@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosdiff_jax.features.feature import Feature
+from cosdiff_jax.features.feature import Feature, Reader
 from cosdiff_jax.features.latent_clip import LatentClipFeature
 from cosdiff_jax.models.clip import CLIP
 
@@ -26,7 +26,7 @@ def frozen():
 
 
 def test_unit_vectors_row_by_row_of_latents_as_they_are(frozen):
-    assert isinstance(FEATURE, Feature)
+    assert isinstance(FEATURE, Feature) and isinstance(FEATURE, Reader)
     z = 3 * draw(4, 4, 4, 5)
     see = jax.jit(lambda z: FEATURE(frozen, z))
     f = see(z)
@@ -45,6 +45,17 @@ def test_gradients_reach_latents_and_no_weights(frozen):
     weights, latents = slopes(frozen, draw(2, 4, 4, 5))
     assert np.isfinite(latents).all() and latents[0].any() and latents[1].any()
     assert not any(leaf.any() for leaf in jax.tree.leaves(weights))
+
+
+def test_captions_have_unit_vectors_where_latents_have_theirs(frozen):
+    tokens = jnp.asarray([[2, 5, 6, 7], [2, 5, 6, 0], [2, 5, 6, 9]])
+    mask = tokens > 0
+    text = jax.jit(FEATURE.text)(frozen, tokens, mask)
+    assert text.shape == FEATURE(frozen, draw(3, 4, 4, 5)).shape
+    np.testing.assert_allclose(jnp.linalg.norm(text, axis=1), 1, atol=1e-5)
+    want = SMALL.apply({"params": frozen["latent_clip"]}, tokens, mask, method="text")
+    np.testing.assert_allclose(text, want, atol=1e-6)
+    assert np.abs(text[0] - text[1]).max() > 1e-3 and np.abs(text[0] - text[2]).max() > 1e-3
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

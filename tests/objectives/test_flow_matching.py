@@ -14,6 +14,8 @@ from cosdiff_jax import rng
 from cosdiff_jax.diversity import control, schedule, similarity
 from cosdiff_jax.diversity.alignment import Alignment, Contrastive, Projection
 from cosdiff_jax.diversity.bank import Bank
+from cosdiff_jax.features.clip import ClipFeature
+from cosdiff_jax.features.latent_clip import LatentClipFeature
 from cosdiff_jax.flow import (
     guidance,
     parameterization,
@@ -98,6 +100,7 @@ SEEN = Whole()
 FROZEN = {
     "llm": {"gain": jnp.ones(())},
     "clip": {},
+    "latent_clip": {},
     "anchor": {"w": jnp.array([0.1, 0.2, 0.3, 0.4])},
 }
 KEY, STEP = jax.random.key(1), jnp.zeros((), int)
@@ -154,14 +157,15 @@ def test_a_weight_of_zero_gives_the_flow_loss_and_its_gradient(batch):
     chex.assert_trees_all_close(zero, plain, rtol=1e-6)
 
 
-def test_the_terms_are_weighted_and_summed(batch):
+@pytest.mark.parametrize("reader", [ClipFeature, LatentClipFeature])
+def test_the_terms_are_weighted_and_summed(batch, reader):
     loss, logs = run(
         batch,
         diversity=control.CosineDiversity(
             schedule=control.LinearRamp(end=0.5, warmup=2, ramp=4), target=control.Fixed()
         ),
         alignment=Alignment(schedule=schedule.LinearRamp(end=0.6, warmup=0, ramp=8)),
-        clip=Flat(),
+        reader=reader(clip=Flat()),
         feature=SEEN,
         anchor=0.7,
         step=jnp.asarray(4),
@@ -286,7 +290,7 @@ def test_fresh_parameters_fit_the_backbone(batch):
     [
         ({"samples": 1, "diversity": div(), "feature": SEEN}, "at least 2"),
         ({"diversity": div()}, "feature is missing"),
-        ({"alignment": Alignment()}, "clip is missing"),
+        ({"alignment": Alignment()}, "reader is missing"),
         ({"alignment": Alignment(projection=Projection())}, "needs pictures' feature"),
         ({"caption_dropout": 1.5}, "must lie in"),
     ],
@@ -326,7 +330,10 @@ def test_what_the_term_remembers_goes_from_step_to_step(batch):
 
 def test_terms_that_remember_nothing_leave_no_memory(batch):
     assert objective().start(FROZEN, batch, P) == {}
-    assert objective(alignment=Alignment(), clip=Flat()).start(FROZEN, batch, P) == {}
+    assert (
+        objective(alignment=Alignment(), reader=ClipFeature(clip=Flat())).start(FROZEN, batch, P)
+        == {}
+    )
 
 
 def test_the_language_models_states_are_projected_to_real_pictures_and_remembered(batch):
@@ -367,7 +374,7 @@ def test_the_language_models_states_are_projected_to_real_pictures_and_remembere
 
 def test_prompts_that_say_the_same_are_no_negatives_of_one_another(batch):
     alike = batch.replace(tokens=batch.tokens[:1].repeat(P, 0), mask=batch.mask[:1].repeat(P, 0))
-    terms = {"alignment": Alignment(form=Contrastive()), "clip": Flat()}
+    terms = {"alignment": Alignment(form=Contrastive()), "reader": ClipFeature(clip=Flat())}
     assert float(run(alike, **terms)[1]["alignment"]) == pytest.approx(0, abs=1e-6)
     # The stand-in says the same of every text, so nothing but the number of captions counts.
     got = float(run(batch, **terms)[1]["alignment"])
