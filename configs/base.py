@@ -78,7 +78,8 @@ def data() -> dict:
             stored=8,
             languages=("en", "zh", "ko"),
         ),
-        captions=dict(number=60_000, digits=True),  # text alone, for the language model
+        # text alone, for the language model; focus: share of lines that name different things
+        captions=dict(number=60_000, digits=True, focus=0.0),
         digits=dict(number=2000, languages=("en", "zh", "ko")),  # number: groups per epoch
         folder=dict(
             path="",  # your pictures

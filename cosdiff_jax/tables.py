@@ -336,10 +336,12 @@ def _scenes_pairs(
     return ScenesPairs(folder, split, languages=languages)
 
 
-def _captions(*, split: str, samples: int, number: int, digits: bool) -> groups.Captions:
-    # Held-out lines come from the same generator with another seed.
-    seed, number = (0, number) if split == "train" else (1, 2048)
-    return groups.Captions(tuple(grammar.corpus(seed, number, digits)))
+def _captions(
+    *, split: str, samples: int, number: int, digits: bool, focus: float = 0.0
+) -> groups.Captions:
+    # Held-out lines come from the same generator with another seed, and are never focused.
+    seed, number, focus = (0, number, focus) if split == "train" else (1, 2048, 0.0)
+    return groups.Captions(tuple(grammar.corpus(seed, number, digits, focus)))
 
 
 SOURCES: dict[str, Callable] = {

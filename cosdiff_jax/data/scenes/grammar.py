@@ -118,7 +118,7 @@ def digit_caption(digit: int, language: str = "en", rng: np.random.Generator | N
     return _pick(forms, rng, 0.6).format(word)
 
 
-def corpus(seed: int, number: int, digits: bool = True) -> Iterator[str]:
+def corpus(seed: int, number: int, digits: bool = True, focus: float = 0.0) -> Iterator[str]:
     """Lines for language-model training, from the training specs only.
 
     About 15 % are handwritten digits (with ``digits``). Nine lines in ten say one meaning twice,
@@ -130,7 +130,14 @@ def corpus(seed: int, number: int, digits: bool = True) -> Iterator[str]:
       seed: the same seed gives the same lines.
       number: how many lines.
       digits: whether digit captions are among them.
+      focus: share of the scenes that are drawn until they name different things: in a single one
+        no word has to be kept apart from another's.
+
+    Raises:
+      ValueError: focus is no share.
     """
+    if not 0 <= focus <= 1:
+        raise ValueError(f"focus = {focus} is no share: take a number from 0 to 1")
     rng = np.random.default_rng([seed, 0x5CE7E5])
     for _ in range(number):
         first, second = (LANGUAGES[index] for index in rng.integers(len(LANGUAGES), size=2))
@@ -140,6 +147,9 @@ def corpus(seed: int, number: int, digits: bool = True) -> Iterator[str]:
             sides = [digit_caption(digit, language, rng) for language in (first, second)]
         else:
             spec = sample_spec(rng, "train")
+            if focus and rng.random() < focus:
+                while len(spec.groups) < 2:
+                    spec = sample_spec(rng, "train")
             # Twice a list of four would be longer than any context that captions need.
             twice = twice and len(spec.groups) < 4
             sides = [caption(spec, language, rng) for language in (first, second)]

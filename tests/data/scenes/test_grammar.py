@@ -173,6 +173,20 @@ def test_the_corpus_never_says_a_test_prompt():
     assert all(grammar.parse(line.split(" = ")[0]) for line in grammar.corpus(0, 200, digits=False))
 
 
+def test_a_focused_corpus_names_different_things():
+    def shares(focus):
+        lines = grammar.corpus(0, 400, digits=False, focus=focus)
+        specs = [grammar.parse(line.split(" = ")[0]) for line in lines]
+        assert all(grammar.split_of(spec) == "train" for spec in specs)
+        return sum(len(spec.groups) > 1 for spec in specs) / len(specs)
+
+    assert 0.2 < shares(0.0) < 0.45
+    assert 0.5 < shares(0.5) < 0.75
+    assert shares(1.0) == 1
+    with pytest.raises(ValueError, match=r"focus = 1\.5 is no share"):
+        next(grammar.corpus(0, 1, focus=1.5))
+
+
 def test_digits():
     assert grammar.digit_caption(3) == "a handwritten three"
     assert grammar.digit_caption(3, "zh") == "手写数字三"
