@@ -78,8 +78,9 @@ def data() -> dict:
             stored=8,
             languages=("en", "zh", "ko"),
         ),
-        # text alone, for the language model; focus: share of lines that name different things
-        captions=dict(number=60_000, digits=True, focus=0.0),
+        # text alone, for the language model; shares of lines that name different things (focus),
+        # of things of a relation that are said with their side as well (placed)
+        captions=dict(number=60_000, digits=True, focus=0.0, placed=0.0),
         digits=dict(number=2000, languages=("en", "zh", "ko")),  # number: groups per epoch
         folder=dict(
             path="",  # your pictures

@@ -337,11 +337,18 @@ def _scenes_pairs(
 
 
 def _captions(
-    *, split: str, samples: int, number: int, digits: bool, focus: float = 0.0
+    *,
+    split: str,
+    samples: int,
+    number: int,
+    digits: bool,
+    focus: float = 0.0,
+    placed: float = 0.0,
 ) -> groups.Captions:
-    # Held-out lines come from the same generator with another seed, and are never focused.
-    seed, number, focus = (0, number, focus) if split == "train" else (1, 2048, 0.0)
-    return groups.Captions(tuple(grammar.corpus(seed, number, digits, focus)))
+    if split == "train":
+        return groups.Captions(tuple(grammar.corpus(0, number, digits, focus, placed)))
+    # Held-out lines come from the same generator with another seed, and in plain words alone.
+    return groups.Captions(tuple(grammar.corpus(1, 2048, digits)))
 
 
 SOURCES: dict[str, Callable] = {

@@ -76,13 +76,20 @@ __all__ = [
 ]
 
 
-def caption(spec: Spec, language: str = "en", rng: np.random.Generator | None = None) -> str:
+def caption(
+    spec: Spec,
+    language: str = "en",
+    rng: np.random.Generator | None = None,
+    placed: float = 0.0,
+) -> str:
     """Says a spec in a language.
 
     Args:
       spec: what to say.
       language: "en", "zh" or "ko".
       rng: chooses among paraphrases; without it the plainest wording is taken.
+      placed: share of the things of a relation whose side stands among their attributes too, "a
+        red left circle"; wants ``rng``. What is said like that is not read back.
 
     Raises:
       ValueError: an unknown language.
@@ -96,7 +103,12 @@ def caption(spec: Spec, language: str = "en", rng: np.random.Generator | None = 
     elif rng is not None and relation is None:
         groups = [groups[index] for index in rng.permutation(len(groups))]
     say = {"en": _english, "zh": _chinese, "ko": _korean}[language]
-    return say(groups, relation, spec.background, rng)
+    sides: list[str | None] = [None] * len(groups)
+    if rng is not None and placed and relation is not None:
+        words = lexicon.PLACED[language]
+        sides = [words[side] for side in (relation, OPPOSITE[relation])]
+        sides = [side if rng.random() < placed else None for side in sides]
+    return say(groups, relation, spec.background, rng, sides)
 
 
 def digit_caption(digit: int, language: str = "en", rng: np.random.Generator | None = None) -> str:
@@ -118,7 +130,9 @@ def digit_caption(digit: int, language: str = "en", rng: np.random.Generator | N
     return _pick(forms, rng, 0.6).format(word)
 
 
-def corpus(seed: int, number: int, digits: bool = True, focus: float = 0.0) -> Iterator[str]:
+def corpus(
+    seed: int, number: int, digits: bool = True, focus: float = 0.0, placed: float = 0.0
+) -> Iterator[str]:
     """Lines for language-model training, from the training specs only.
 
     About 15 % are handwritten digits (with ``digits``). Nine lines in ten say one meaning twice,
@@ -132,12 +146,16 @@ def corpus(seed: int, number: int, digits: bool = True, focus: float = 0.0) -> I
       digits: whether digit captions are among them.
       focus: share of the scenes that are drawn until they name different things: in a single one
         no word has to be kept apart from another's.
+      placed: share of the things of a relation that are said the second time with their side, "a
+        red left circle". Whoever may be asked for it next has to know at "red" where the red thing
+        is; otherwise only nouns do, whose colours are forgotten.
 
     Raises:
-      ValueError: focus is no share.
+      ValueError: focus or placed is no share.
     """
-    if not 0 <= focus <= 1:
-        raise ValueError(f"focus = {focus} is no share: take a number from 0 to 1")
+    for name, share in (("focus", focus), ("placed", placed)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} = {share} is no share: take a number from 0 to 1")
     rng = np.random.default_rng([seed, 0x5CE7E5])
     for _ in range(number):
         first, second = (LANGUAGES[index] for index in rng.integers(len(LANGUAGES), size=2))
@@ -152,7 +170,8 @@ def corpus(seed: int, number: int, digits: bool = True, focus: float = 0.0) -> I
                     spec = sample_spec(rng, "train")
             # Twice a list of four would be longer than any context that captions need.
             twice = twice and len(spec.groups) < 4
-            sides = [caption(spec, language, rng) for language in (first, second)]
+            again = placed if twice else 0.0
+            sides = [caption(spec, first, rng), caption(spec, second, rng, again)]
         yield " = ".join(sides) if twice and sides[0] != sides[1] else sides[0]
 
 
@@ -168,8 +187,9 @@ def _english(
     relation: str | None,
     background: str | None,
     rng: np.random.Generator | None,
+    sides: Sequence[str | None],
 ) -> str:
-    parts = [_english_group(group, rng) for group in groups]
+    parts = [_english_group(*one, rng) for one in zip(groups, sides, strict=True)]
     if relation is not None:
         text = f"{parts[0]} {_pick(lexicon.RELATION['en'][relation], rng)} {parts[1]}"
     else:
@@ -179,10 +199,11 @@ def _english(
     return _pick(("", "a picture of ", "an image of "), rng, 0.85) + text
 
 
-def _english_group(group: Group, rng: np.random.Generator | None) -> str:
+def _english_group(group: Group, side: str | None, rng: np.random.Generator | None) -> str:
     noun = _pick(lexicon.SHAPE["en"][group.shape], rng)
     words = [] if group.size is None else [_pick(lexicon.SIZE["en"][group.size], rng)]
     words += [] if group.colour is None else [group.colour]
+    words = _among(words, side, rng)
     words += [noun if group.count == 1 else lexicon.PLURAL[noun]]
     if group.count == 1:
         article = "an" if words[0][0] in "aeiou" else "a"
@@ -197,8 +218,9 @@ def _chinese(
     relation: str | None,
     background: str | None,
     rng: np.random.Generator | None,
+    sides: Sequence[str | None],
 ) -> str:
-    parts = [_chinese_group(group, rng) for group in groups]
+    parts = [_chinese_group(*one, rng) for one in zip(groups, sides, strict=True)]
     if relation is not None:
         side = _pick(lexicon.RELATION["zh"][relation], rng)
         text = f"{parts[0]}在{parts[1]}的{side}"
@@ -210,16 +232,17 @@ def _chinese(
     return _pick((f"{where}上有{text}", f"{text}，{where}"), rng)
 
 
-def _chinese_group(group: Group, rng: np.random.Generator | None) -> str:
+def _chinese_group(group: Group, side: str | None, rng: np.random.Generator | None) -> str:
     noun = _pick(lexicon.SHAPE["zh"][group.shape], rng)
-    text = lexicon.COUNT["zh"][group.count][0]
+    words = []
     if group.size is not None:
         # "大红色" would be a hue of its own: before a colour the long form is the clear one.
         sizes = lexicon.SIZE["zh"][group.size]
-        text += sizes[0] if group.colour is not None else _pick(sizes, rng)
+        words += [sizes[0] if group.colour is not None else _pick(sizes, rng)]
     if group.colour is not None:
         colour = _pick(lexicon.COLOUR["zh"][group.colour], rng)
-        text += colour + ("的" if len(noun) == 1 else _pick(("", "的"), rng, 0.5))
+        words += [colour + ("的" if len(noun) == 1 else _pick(("", "的"), rng, 0.5))]
+    text = lexicon.COUNT["zh"][group.count][0] + "".join(_among(words, side, rng))
     return text + noun + (f"（写着“{group.word}”）" if group.word else "")
 
 
@@ -228,14 +251,16 @@ def _korean(
     relation: str | None,
     background: str | None,
     rng: np.random.Generator | None,
+    sides: Sequence[str | None],
 ) -> str:
     if relation is not None:
         # The picture's subject comes last: "B 위에 있는 A" is "A above B".
-        parts = [_korean_group(group, rng, counted=False) for group in groups]
+        pairs = zip(groups, sides, strict=True)
+        parts = [_korean_group(*one, rng, counted=False) for one in pairs]
         of = _pick(("", "의"), rng, 0.6)
         text = f"{parts[1]}{of} {_pick(lexicon.RELATION['ko'][relation], rng)} 있는 {parts[0]}"
     else:
-        parts = [_korean_group(group, rng, counted=True) for group in groups]
+        parts = [_korean_group(group, None, rng, counted=True) for group in groups]
         text = parts[-1]
         if parts[1:]:
             text = f"{', '.join(parts[:-1])}{_and(parts[-2])} {text}"
@@ -245,9 +270,12 @@ def _korean(
     return _pick((f"{where}에 {text}", f"{text}, {where}"), rng)
 
 
-def _korean_group(group: Group, rng: np.random.Generator | None, counted: bool) -> str:
+def _korean_group(
+    group: Group, side: str | None, rng: np.random.Generator | None, counted: bool
+) -> str:
     words = [] if group.size is None else [_pick(lexicon.SIZE["ko"][group.size], rng)]
     words += [] if group.colour is None else [_pick(lexicon.COLOUR["ko"][group.colour], rng)]
+    words = _among(words, side, rng)
     words += [_pick(lexicon.SHAPE["ko"][group.shape], rng)]
     counts = lexicon.COUNT["ko"][group.count]
     if group.count > 1:
@@ -256,6 +284,14 @@ def _korean_group(group: Group, rng: np.random.Generator | None, counted: bool) 
         words += [_pick(counts, rng)]
     lead = f"“{group.word}”라고 쓰인 " if group.word else ""
     return lead + " ".join(words)
+
+
+def _among(words: list[str], side: str | None, rng: np.random.Generator | None) -> list[str]:
+    """The words with the side anywhere among them."""
+    if side is None or rng is None:
+        return words
+    place = int(rng.integers(len(words) + 1))
+    return [*words[:place], side, *words[place:]]
 
 
 def _and(text: str) -> str:

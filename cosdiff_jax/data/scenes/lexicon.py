@@ -113,6 +113,13 @@ RELATION = {
     },
 }
 
+# Which of two things it is. No picture's caption says so (grammar.corpus).
+PLACED = {
+    "en": {"left of": "left", "right of": "right", "above": "upper", "below": "lower"},
+    "zh": {"left of": "左边的", "right of": "右边的", "above": "上方的", "below": "下方的"},
+    "ko": {"left of": "왼쪽", "right of": "오른쪽", "above": "위쪽", "below": "아래쪽"},
+}
+
 COUNT = {
     "en": {1: ("a", "an", "one"), 2: ("two",), 3: ("three",), 4: ("four",)},
     "zh": {1: ("一个",), 2: ("两个",), 3: ("三个",), 4: ("四个",)},

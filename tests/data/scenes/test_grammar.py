@@ -187,6 +187,45 @@ def test_a_focused_corpus_names_different_things():
         next(grammar.corpus(0, 1, focus=1.5))
 
 
+@pytest.mark.parametrize(
+    ("language", "ways"),
+    [
+        ("en", (("left red circle", "red left circle"), ("right square",))),
+        ("zh", (("左边的红色", "红色左边的", "红色的左边的"), ("右边的正方形", "右边的方块"))),
+        ("ko", (("왼쪽 빨간", "빨간 왼쪽", "빨간색 왼쪽"), ("오른쪽 사각형", "오른쪽 정사각형"))),
+    ],
+)
+def test_a_thing_may_be_said_with_its_side_among_its_attributes(language, ways):
+    spec = Spec((Group("circle", "red"), Group("square")), relation="left of")
+    rng = np.random.default_rng(0)
+    said = [grammar.caption(spec, language, rng, placed=1.0) for _ in range(60)]
+    for known in ways:
+        assert all(any(way in one for way in known) for one in said)
+        assert all(any(way in one for one in said) for way in known)
+    half = [grammar.caption(spec, language, rng, placed=0.5) for _ in range(200)]
+    named = sum(any(way in one for way in ways[1]) for one in half)
+    assert 70 < named < 130
+    # Without a relation there is no side, and without being asked for none is said.
+    alone = Spec((Group("circle", "red"), Group("square")))
+    assert grammar.parse(grammar.caption(alone, language, rng, placed=1.0)) == alone
+    assert grammar.parse(grammar.caption(spec, language, rng)) == spec
+
+
+def test_a_corpus_says_sides_in_second_copies_alone():
+    lines = list(grammar.corpus(0, 400, digits=False, focus=1.0, placed=1.0))
+    sides = [line.split(" = ") for line in lines]
+    specs = [grammar.parse(first) for first, *_ in sides]
+    assert all(specs)
+    read = [
+        grammar.parse(again[0]) is not None
+        for spec, (_, *again) in zip(specs, sides, strict=True)
+        if again and spec.relation
+    ]
+    assert len(read) > 100 and not any(read)
+    with pytest.raises(ValueError, match=r"placed = -1\.0 is no share"):
+        next(grammar.corpus(0, 1, placed=-1.0))
+
+
 def test_digits():
     assert grammar.digit_caption(3) == "a handwritten three"
     assert grammar.digit_caption(3, "zh") == "手写数字三"
