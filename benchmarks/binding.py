@@ -9,14 +9,13 @@ languages by turns. Prints one JSON object:
                   ``one_shape`` for both; the shapes ``swapped``; not two objects (``count``);
                   anything else (``other``). From noise, and from true pictures noised up to t: at
                   t = 0.8 one still sees where things are and of which colour, not of which shape
-    text          share of the attention that goes to the caption at t = 0.8, [layer][head]
-    language_model  what its keys and values tell apart, [layer]: the mean distance of the mean
-                  over each word from the mean of all. Of a noun's keys by its own colour, which is
-                  how a red spot could find its shape; of a colour's values by the shape that it
-                  belongs to. For captions said once, and for the second copy of those said twice
-                  (English alone)
+    misled        the flow loss on true pictures, by t, under their own caption (``right``) and
+                  under one with the two ``colours`` or the two ``places`` exchanged: a model that
+                  does not bind is as content with either
+    text          share of the attention that goes to the caption at t = 0.8, [layer][head], of
+                  models with deep self-attention
 
-``text`` is for models with deep self-attention.
+What the language model itself tells apart is ``reading.py``'s to say.
 """
 
 import argparse
@@ -35,7 +34,7 @@ import numpy as np
 from cosdiff_jax import build, trained
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.data.scenes import grammar, oracle, renderer
-from cosdiff_jax.models import captions, fusion
+from cosdiff_jax.models import fusion
 from cosdiff_jax.report import facts, grid
 from cosdiff_jax.sampler import Sampler
 from cosdiff_jax.shapes import TextStream
@@ -142,46 +141,49 @@ def text_share(
     return np.round(found, 3).tolist()
 
 
-def spreads(model: trained.Trained, sampler: Sampler, number: int = 1000) -> dict[str, Any]:
-    """How much a noun's keys say of its colour, and a colour's values of its shape."""
-    rng = np.random.default_rng(3)
-    specs = two_things(number, rng)
-    tokens, mask, _ = model.read([grammar.caption(spec) for spec in specs])
-    ids = model.tokenizer.fast.convert_tokens_to_ids
-    words = {name: ids(f"\u0120{name}") for name in (*grammar.SHAPES, *grammar.COLOURS, "=")}
-    found: dict[str, Any] = {}
-    for name, echo in (("said once", None), ("said twice", words["="])):
-        attention = dataclasses.replace(sampler.backbone.attention, echo=echo)  # pyright: ignore
-        backbone = sampler.backbone.clone(attention=attention)
-        text, _ = jax.jit(captions.read, static_argnums=(0, 2))(
-            sampler.language_model, model.frozen["llm"], backbone, tokens, mask
-        )
-        # Where the word stands in the last copy.
-        start = np.zeros(len(specs), int) if echo is None else mask.sum(axis=1)
-        of_keys, of_values = np.asarray(text.keys), np.asarray(text.values)
-        keys, values, colours, shapes = [], [], [], []
-        for row, spec in enumerate(specs):
-            for group in spec.groups:
-                noun, colour = (
-                    np.flatnonzero(tokens[row] == words[str(word)])[0] + start[row]
-                    for word in (group.shape, group.colour)
-                )
-                keys.append(of_keys[:, row, noun])
-                values.append(of_values[:, row, colour])
-                colours.append(group.colour)
-                shapes.append(group.shape)
+def misled(
+    model: trained.Trained, sampler: Sampler, specs: Sequence[grammar.Spec]
+) -> dict[str, dict[str, float]]:
+    """The flow loss by caption and time, from the same noise; specs of things in a relation."""
+    z, _, _ = _latents(model, sampler, specs, np.random.default_rng(4))
+    eps = np.random.default_rng(5).standard_normal(z.shape).astype(np.float32)
+    texts = {}
+    for name, change in (("right", None), ("colours", _other_colours), ("places", _other_places)):
+        rng = np.random.default_rng(6)  # the same wording for all
+        meant = [change(spec) if change else spec for spec in specs]
+        texts[name] = model.read([_caption(spec, i, rng) for i, spec in enumerate(meant)])[:2]
+
+    @jax.jit
+    def loss(params, z, eps, t, text):
+        z_t = (1 - t) * z + t * eps
+        v: Any = sampler.backbone.apply({"params": params}, z_t, jnp.full(len(z), t), text)
+        return jnp.mean((v - (eps - z)) ** 2, axis=(1, 2, 3))
+
+    found = {}
+    for name, (tokens, mask) in texts.items():
+        rows = {t: [] for t in (0.95, 0.9, 0.8, 0.7, 0.5)}
+        for first in range(0, len(specs), ROWS):
+            part = slice(first, first + ROWS)
+            text, _ = sampler.read(model.frozen, tokens[part], mask[part])
+            for t, values in rows.items():
+                values.append(np.asarray(loss(model.params, z[part], eps[part], t, text)))
         found[name] = {
-            "noun_keys_by_colour": _spread(np.stack(keys), np.array(colours)),
-            "colour_values_by_shape": _spread(np.stack(values), np.array(shapes)),
+            str(t): round(float(np.concatenate(values).mean()), 4) for t, values in rows.items()
         }
     return found
 
 
-def _spread(x: np.ndarray, said: np.ndarray) -> list[float]:
-    """Mean over heads and words of |mean over a word - mean of all|, by layer; x [n L G E]."""
-    means = np.stack([x[said == word].mean(axis=0) for word in sorted(set(said))])
-    lengths = np.linalg.norm(means - means.mean(axis=0), axis=-1)
-    return [round(float(v), 2) for v in lengths.mean(axis=(0, 2))]
+def _other_colours(spec: grammar.Spec) -> grammar.Spec:
+    first, second = spec.groups
+    groups = (
+        dataclasses.replace(first, colour=second.colour),
+        dataclasses.replace(second, colour=first.colour),
+    )
+    return dataclasses.replace(spec, groups=groups)
+
+
+def _other_places(spec: grammar.Spec) -> grammar.Spec:
+    return dataclasses.replace(spec, relation=grammar.OPPOSITE[str(spec.relation)])
 
 
 def _latents(
@@ -191,12 +193,16 @@ def _latents(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latents of one true picture of each spec, and the tokens and mask of its caption."""
-    said = [grammar.caption(spec, grammar.LANGUAGES[i % 3], rng) for i, spec in enumerate(specs)]
+    said = [_caption(spec, i, rng) for i, spec in enumerate(specs)]
     images = np.stack([renderer.render(grammar.sample_scene(spec, rng)) for spec in specs])
     tokens, mask, _ = model.read(said)
     vae: Any = sampler.vae
     encode = jax.jit(lambda params, x: vae.apply({"params": params}, x, method="to_latents"))
     return np.asarray(encode(model.frozen["vae"], to_float(images))), tokens, mask
+
+
+def _caption(spec: grammar.Spec, number: int, rng: np.random.Generator) -> str:
+    return grammar.caption(spec, grammar.LANGUAGES[number % 3], rng)
 
 
 def main() -> None:
@@ -208,7 +214,9 @@ def main() -> None:
     model = trained.load(args.model)
     config = model.as_asked(STEPS, args.guidance, None)
     sampler = build.sampler(config, model.shape)
-    specs = two_things(args.prompts, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    specs = two_things(args.prompts, rng)
+    related = [spec for spec in two_things(2 * args.prompts, rng) if spec.relation][: args.prompts]
     found = {
         "model": args.model,
         "prompts": args.prompts,
@@ -217,7 +225,7 @@ def main() -> None:
         **facts.machine(),
         "versions": facts.versions(),
         "outcomes": outcomes(model, sampler, specs),
-        "language_model": spreads(model, sampler),
+        "misled": misled(model, sampler, related),
     }
     if isinstance(sampler.backbone.attention, fusion.SelfAttention):
         found["text"] = text_share(model, sampler, specs[:ROWS])
