@@ -79,8 +79,16 @@ def data() -> dict:
             languages=("en", "zh", "ko"),
         ),
         # text alone, for the language model; shares of lines that name different things (focus),
-        # of things of a relation that are said with their side as well (placed)
-        captions=dict(number=60_000, digits=True, focus=0.0, placed=0.0),
+        # of things of a relation that are said with their side as well (placed), of lines that
+        # name things in one order both times (ordered)
+        captions=dict(
+            number=60_000,
+            digits=True,
+            focus=0.0,
+            placed=0.0,
+            ordered=0.0,
+            languages=("en", "zh", "ko"),
+        ),
         digits=dict(number=2000, languages=("en", "zh", "ko")),  # number: groups per epoch
         folder=dict(
             path="",  # your pictures

@@ -344,9 +344,12 @@ def _captions(
     digits: bool,
     focus: float = 0.0,
     placed: float = 0.0,
+    ordered: float = 0.0,
+    languages: Sequence[str] = grammar.LANGUAGES,
 ) -> groups.Captions:
     if split == "train":
-        return groups.Captions(tuple(grammar.corpus(0, number, digits, focus, placed)))
+        lines = grammar.corpus(0, number, digits, focus, placed, ordered, tuple(languages))
+        return groups.Captions(tuple(lines))
     # Held-out lines come from the same generator with another seed, and in plain words alone.
     return groups.Captions(tuple(grammar.corpus(1, 2048, digits)))
 

@@ -4,6 +4,7 @@ The meaning of captions and the scenes they allow are in `prior`; its names are 
 this module is the one to import.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -81,6 +82,7 @@ def caption(
     language: str = "en",
     rng: np.random.Generator | None = None,
     placed: float = 0.0,
+    ordered: bool = False,
 ) -> str:
     """Says a spec in a language.
 
@@ -90,6 +92,7 @@ def caption(
       rng: chooses among paraphrases; without it the plainest wording is taken.
       placed: share of the things of a relation whose side stands among their attributes too, "a
         red left circle"; wants ``rng``. What is said like that is not read back.
+      ordered: name things in the spec's own order, whatever ``rng`` says.
 
     Raises:
       ValueError: an unknown language.
@@ -98,10 +101,8 @@ def caption(
         raise ValueError(f"language {language!r} is none of {', '.join(LANGUAGES)}")
     groups, relation = list(spec.groups), spec.relation
     # Either side may be named first: that is how the reader learns what "right of" means.
-    if rng is not None and relation is not None and rng.random() < 0.5:
-        groups, relation = groups[::-1], OPPOSITE[relation]
-    elif rng is not None and relation is None:
-        groups = [groups[index] for index in rng.permutation(len(groups))]
+    if rng is not None and not ordered:
+        groups, relation = _in_any_order(groups, relation, rng)
     say = {"en": _english, "zh": _chinese, "ko": _korean}[language]
     sides: list[str | None] = [None] * len(groups)
     if rng is not None and placed and relation is not None:
@@ -109,6 +110,17 @@ def caption(
         sides = [words[side] for side in (relation, OPPOSITE[relation])]
         sides = [side if rng.random() < placed else None for side in sides]
     return say(groups, relation, spec.background, rng, sides)
+
+
+def _in_any_order(
+    groups: list[Group], relation: str | None, rng: np.random.Generator
+) -> tuple[list[Group], str | None]:
+    """The same meaning with the things in another order, or in the same."""
+    if relation is None:
+        return [groups[index] for index in rng.permutation(len(groups))], None
+    if rng.random() < 0.5:
+        return groups[::-1], OPPOSITE[relation]
+    return groups, relation
 
 
 def digit_caption(digit: int, language: str = "en", rng: np.random.Generator | None = None) -> str:
@@ -131,7 +143,13 @@ def digit_caption(digit: int, language: str = "en", rng: np.random.Generator | N
 
 
 def corpus(
-    seed: int, number: int, digits: bool = True, focus: float = 0.0, placed: float = 0.0
+    seed: int,
+    number: int,
+    digits: bool = True,
+    focus: float = 0.0,
+    placed: float = 0.0,
+    ordered: float = 0.0,
+    languages: tuple[str, ...] = LANGUAGES,
 ) -> Iterator[str]:
     """Lines for language-model training, from the training specs only.
 
@@ -149,16 +167,23 @@ def corpus(
       placed: share of the things of a relation that are said the second time with their side, "a
         red left circle". Whoever may be asked for it next has to know at "red" where the red thing
         is; otherwise only nouns do, whose colours are forgotten.
+      ordered: share of the lines that name things in one order both times, as a caption does that
+        is simply repeated. In Chinese, where both things come before what relates them, a small
+        model does not learn from the others which of the two it is hearing of again.
+      languages: of the lines, from "en", "zh", "ko".
 
     Raises:
-      ValueError: focus or placed is no share.
+      ValueError: focus, placed or ordered is no share, or an unknown language.
     """
-    for name, share in (("focus", focus), ("placed", placed)):
+    if not languages or set(languages) - set(LANGUAGES):
+        known = ", ".join(LANGUAGES)
+        raise ValueError(f"captions: languages {list(languages)} must be some of {known}")
+    for name, share in (("focus", focus), ("placed", placed), ("ordered", ordered)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} = {share} is no share: take a number from 0 to 1")
     rng = np.random.default_rng([seed, 0x5CE7E5])
     for _ in range(number):
-        first, second = (LANGUAGES[index] for index in rng.integers(len(LANGUAGES), size=2))
+        first, second = (languages[index] for index in rng.integers(len(languages), size=2))
         twice = rng.random() < 0.9
         if digits and rng.random() < 0.15:
             digit = int(rng.integers(10))
@@ -170,8 +195,15 @@ def corpus(
                     spec = sample_spec(rng, "train")
             # Twice a list of four would be longer than any context that captions need.
             twice = twice and len(spec.groups) < 4
+            same = bool(ordered) and rng.random() < ordered
+            if same:
+                groups, relation = _in_any_order(list(spec.groups), spec.relation, rng)
+                spec = dataclasses.replace(spec, groups=tuple(groups), relation=relation)
             again = placed if twice else 0.0
-            sides = [caption(spec, first, rng), caption(spec, second, rng, again)]
+            sides = [
+                caption(spec, first, rng, ordered=same),
+                caption(spec, second, rng, again, ordered=same),
+            ]
         yield " = ".join(sides) if twice and sides[0] != sides[1] else sides[0]
 
 

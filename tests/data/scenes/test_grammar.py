@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cosdiff_jax.data.scenes import grammar
+from cosdiff_jax.data.scenes import grammar, lexicon
 from cosdiff_jax.data.scenes.grammar import Group, Spec
 
 
@@ -224,6 +224,34 @@ def test_a_corpus_says_sides_in_second_copies_alone():
     assert len(read) > 100 and not any(read)
     with pytest.raises(ValueError, match=r"placed = -1\.0 is no share"):
         next(grammar.corpus(0, 1, placed=-1.0))
+
+
+def test_an_ordered_corpus_says_things_in_one_order_both_times():
+    def heard(side):
+        names = lexicon.SHAPE["en"]
+        places = {s: max(side.find(f" {n}") for n in names[s]) for s in names if s}
+        return sorted((s for s in places if places[s] >= 0), key=places.__getitem__)
+
+    def kept(ordered):
+        lines = grammar.corpus(0, 400, digits=False, focus=1.0, ordered=ordered, languages=("en",))
+        said = [line.split(" = ") for line in lines]
+        pairs = [[heard(side) for side in sides] for sides in said if len(sides) == 2]
+        pairs = [(a, b) for a, b in pairs if len(a) > 1]
+        return np.mean([a == b for a, b in pairs]), np.mean([a == sorted(a) for a, _ in pairs])
+
+    assert kept(0.0)[0] < 0.7 and kept(1.0)[0] == 1
+    # In one order, but not always in the same one.
+    assert kept(1.0)[1] < 0.7
+    with pytest.raises(ValueError, match=r"ordered = 2\.0 is no share"):
+        next(grammar.corpus(0, 1, ordered=2.0))
+
+
+def test_a_corpus_in_some_languages():
+    said = "".join(grammar.corpus(0, 100, languages=("ko",)))
+    assert any("가" <= letter <= "힣" for letter in said)
+    assert not any("一" <= letter <= "鿿" for letter in said)
+    with pytest.raises(ValueError, match=r"languages \['fr'\] must be some of en, zh, ko"):
+        next(grammar.corpus(0, 1, languages=("fr",)))
 
 
 def test_digits():
