@@ -9,9 +9,9 @@ languages by turns. Prints one JSON object:
                   ``one_shape`` for both; the shapes ``swapped``; not two objects (``count``);
                   anything else (``other``). From noise, and from true pictures noised up to t: at
                   t = 0.8 one still sees where things are and of which colour, not of which shape
-    misled        the flow loss on true pictures, by t, under their own caption (``right``) and
-                  under one with the two ``colours`` or the two ``places`` exchanged: a model that
-                  does not bind is as content with either
+    misled        by language, the flow loss on true pictures, by t, under their own caption
+                  (``right``) and under one with the two ``colours`` or the two ``places``
+                  exchanged: a model that does not bind is as content with either
     text          share of the attention that goes to the caption at t = 0.8, [layer][head], of
                   models with deep self-attention
 
@@ -143,8 +143,8 @@ def text_share(
 
 def misled(
     model: trained.Trained, sampler: Sampler, specs: Sequence[grammar.Spec]
-) -> dict[str, dict[str, float]]:
-    """The flow loss by caption and time, from the same noise; specs of things in a relation."""
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The flow loss by language, caption and time, same noise; specs of things in a relation."""
     z, _, _ = _latents(model, sampler, specs, np.random.default_rng(4))
     eps = np.random.default_rng(5).standard_normal(z.shape).astype(np.float32)
     texts = {}
@@ -159,7 +159,7 @@ def misled(
         v: Any = sampler.backbone.apply({"params": params}, z_t, jnp.full(len(z), t), text)
         return jnp.mean((v - (eps - z)) ** 2, axis=(1, 2, 3))
 
-    found = {}
+    found: dict[str, dict[str, dict[str, float]]] = {said: {} for said in grammar.LANGUAGES}
     for name, (tokens, mask) in texts.items():
         rows = {t: [] for t in (0.95, 0.9, 0.8, 0.7, 0.5)}
         for first in range(0, len(specs), ROWS):
@@ -167,9 +167,11 @@ def misled(
             text, _ = sampler.read(model.frozen, tokens[part], mask[part])
             for t, values in rows.items():
                 values.append(np.asarray(loss(model.params, z[part], eps[part], t, text)))
-        found[name] = {
-            str(t): round(float(np.concatenate(values).mean()), 4) for t, values in rows.items()
-        }
+        for i, language in enumerate(grammar.LANGUAGES):  # by turns, as _caption has it
+            found[language][name] = {
+                str(t): round(float(np.concatenate(values)[i :: len(grammar.LANGUAGES)].mean()), 4)
+                for t, values in rows.items()
+            }
     return found
 
 
@@ -202,7 +204,7 @@ def _latents(
 
 
 def _caption(spec: grammar.Spec, number: int, rng: np.random.Generator) -> str:
-    return grammar.caption(spec, grammar.LANGUAGES[number % 3], rng)
+    return grammar.caption(spec, grammar.LANGUAGES[number % len(grammar.LANGUAGES)], rng)
 
 
 def main() -> None:
