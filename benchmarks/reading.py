@@ -83,7 +83,9 @@ def read(
     tokens, mask = tokenizer.encode(said, max(map(tokenizer.count, said)))
     (equals,) = tokenizer.fast.encode(" =", add_special_tokens=False)
     twice, real = captions.twice(jnp.asarray(tokens), jnp.asarray(mask), equals)
-    text = jax.jit(lambda *seen: network.apply({"params": params}, *seen, layers=True))(twice, real)
+    text = jax.jit(network.apply, static_argnames="layers")(
+        {"params": params}, twice, real, layers=True
+    )
     hidden = np.asarray(text.layers, np.float64)
 
     asked = {"place": [side for s in specs for side in (s.relation, grammar.OPPOSITE[s.relation])]}

@@ -347,11 +347,12 @@ def _captions(
     ordered: float = 0.0,
     languages: Sequence[str] = grammar.LANGUAGES,
 ) -> groups.Captions:
+    known = tuple(languages)
     if split == "train":
-        lines = grammar.corpus(0, number, digits, focus, placed, ordered, tuple(languages))
-        return groups.Captions(tuple(lines))
-    # Held-out lines come from the same generator with another seed, and in plain words alone.
-    return groups.Captions(tuple(grammar.corpus(1, 2048, digits)))
+        lines = grammar.corpus(0, number, digits, focus, placed, ordered, known)
+    else:  # from the same generator with another seed, in the plain words that captions have
+        lines = grammar.corpus(1, 2048, digits, languages=known)
+    return groups.Captions(tuple(lines))
 
 
 SOURCES: dict[str, Callable] = {

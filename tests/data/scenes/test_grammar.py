@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cosdiff_jax import tables
 from cosdiff_jax.data.scenes import grammar, lexicon
 from cosdiff_jax.data.scenes.grammar import Group, Spec
 
@@ -247,9 +248,18 @@ def test_an_ordered_corpus_says_things_in_one_order_both_times():
 
 
 def test_a_corpus_in_some_languages():
-    said = "".join(grammar.corpus(0, 100, languages=("ko",)))
-    assert any("가" <= letter <= "힣" for letter in said)
-    assert not any("一" <= letter <= "鿿" for letter in said)
+    def heard(lines):
+        letters = set("".join(lines))
+        ranges = {"en": ("a", "z"), "zh": ("一", "鿿"), "ko": ("가", "힣")}
+        return {name for name, (a, z) in ranges.items() if any(a <= x <= z for x in letters)}
+
+    assert heard(grammar.corpus(0, 100)) == {"en", "zh", "ko"}
+    assert heard(grammar.corpus(0, 100, languages=("ko",))) == {"ko"}
+    for split in ("train", "test"):
+        source = tables.SOURCES["captions"](
+            split=split, samples=1, number=100, digits=True, languages=["zh", "ko"]
+        )
+        assert heard(source.lines) == {"zh", "ko"}
     with pytest.raises(ValueError, match=r"languages \['fr'\] must be some of en, zh, ko"):
         next(grammar.corpus(0, 1, languages=("fr",)))
 
