@@ -138,9 +138,10 @@ def backbone() -> dict:
             ),
             attention=dict(
                 name="deep_self",
+                # text_layers: the language model's layer that each layer reads; () for one by one.
                 # echo: captions are said twice with this token in between; null says them once
-                deep_self=dict(text_layers=None, initial_layers=0, echo=placeholder(int)),
-                deep_cross=dict(text_layers=None, initial_layers=0, echo=placeholder(int)),
+                deep_self=dict(text_layers=(), initial_layers=0, echo=placeholder(int)),
+                deep_cross=dict(text_layers=(), initial_layers=0, echo=placeholder(int)),
                 shallow_self=dict(layer=-1, echo=placeholder(int)),
                 shallow_cross=dict(layer=-1, echo=placeholder(int)),
             ),

@@ -173,7 +173,7 @@ def pair(
     Raises:
       ValueError: the choice does not fit.
     """
-    if text_layers is None:
+    if not text_layers:
         text_layers = tuple(
             i if i < number else None for i in range(initial_layers, initial_layers + depth)
         )
@@ -216,14 +216,15 @@ class SelfAttention:
 
     Fields:
       text_layers: for each layer of the transformer the layer of the language model that it
-        reads, or None for a layer that sees the image only. By default layer i reads
-        ``initial_layers + i`` as long as there is one.
+        reads, or None for a layer that sees the image only. Where it is empty, or None as
+        models saved before have it, layer i reads ``initial_layers + i`` as long as there is
+        one.
       initial_layers: language-model layers passed over at the bottom.
       echo: captions are read twice with this token in between (``captions.twice``); None reads
         them once, as the published implementation does.
     """
 
-    text_layers: tuple[int | None, ...] | None = None
+    text_layers: tuple[int | None, ...] | None = ()
     initial_layers: int = 0
     echo: int | None = None
     rotate: bool = dataclasses.field(default=True, init=False)
@@ -249,7 +250,7 @@ class CrossAttention:
     Its queries are neither normed before the projection nor rotated. Fields as in SelfAttention.
     """
 
-    text_layers: tuple[int | None, ...] | None = None
+    text_layers: tuple[int | None, ...] | None = ()
     initial_layers: int = 0
     echo: int | None = None
     rotate: bool = dataclasses.field(default=False, init=False)

@@ -164,7 +164,7 @@ def test_a_fresh_model_predicts_nothing_and_can_learn(how):
 def test_layers_without_text_are_plain_image_layers():
     deep = FuseDiT(**{**SIZES, "depth": 4}, attention=SelfAttention())
     assert pair(None, 0, 4, 3) == (0, 1, 2, None)
-    assert pair(None, 1, 3, 3) == (1, 2, None)
+    assert pair((), 1, 3, 3) == (1, 2, None)
     weights_of = functools.partial(deep.init_with_output, text=read(deep.attention))
     v, _ = jax.eval_shape(lambda key: weights_of(key, Z, TIMES), jax.random.key(0))
     assert v.shape == Z.shape
