@@ -54,6 +54,7 @@ def tiny(config: Any) -> None:
     config.vgg.vgg.update(widths=(8,) * 5)
     config.backbone.name = "fuse_dit"
     config.backbone.fuse_dit.update(width=32, depth=2, heads=2, kv_heads=2, head_size=16, mlp=32)
+    config.backbone.fuse_dit.attention.deep_cross.text_layers = ()  # of two layers
     flow = config.objective.flow_matching
     flow.anchor = 0.0  # there is no base model of this size to stay close to
     flow.prediction.rollout.update(steps=2, gradient_steps=1)
@@ -102,6 +103,7 @@ def fusion_2b(config: Any) -> None:
     )
     config.backbone.fuse_dit.modulation.name = "none"
     config.backbone.fuse_dit.attention.name = "deep_self"
+    config.backbone.fuse_dit.attention.deep_cross.text_layers = ()
     config.optimizer.rate = 1e-4
     config.optimizer.ema.update(decay=0.99, every=100)
 

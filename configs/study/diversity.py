@@ -73,7 +73,9 @@ def get_config(preset: str = ""):
         _scratch("deep_self", f"{_ATTENTION}.deep_self.initial_layers={6 - layers}", layers=layers)
         for layers in (6, 4, 2)
     ]
-    fusions += [_scratch(name) for name in ("deep_cross", "shallow_self", "shallow_cross")]
+    # Layer by layer, as deep_self reads it.
+    fusions.append(_scratch("deep_cross", f"{_ATTENTION}.deep_cross.text_layers=()"))
+    fusions += [_scratch(name) for name in ("shallow_self", "shallow_cross")]
     trainings: list[dict[str, Any]] = [
         *(base, *over_weights, *over_samples.values()),
         *(_tuned("alignment", _OFF), both, *fusions),
