@@ -2,8 +2,8 @@
 
 python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
 
-42 steps, 6 to 8 min on two cores of an AMD EPYC from command to report; what they bring, at three
-seeds, is in benchmarks/results/fusion_div.json.
+42 steps, 6 to 8 min on two cores of an AMD EPYC from command to report; what they bring is in
+benchmarks/results/fusion_div.json. The trials named here were of the base model before this one.
 """
 
 from configs import base, presets
@@ -23,8 +23,8 @@ def get_config(preset: str = ""):
     # Adam moves every weight by the rate, however short the gradient is: what counts is each term's
     # share. With the flow's own noise as the larger part, 60 steps at a rate of 5e-4 cost 3.3
     # points of accuracy (0.6 to 6.0) with no diversity term at all ("trials" in
-    # benchmarks/results/fusion_div.json). So the terms are heavy, the rate is low and ends lower.
-    # The proposal's 0.01 to 0.05 are weights for long runs.
+    # benchmarks/results/fusion_div_former.json). So the terms are heavy, the rate is low and ends
+    # lower. The proposal's 0.01 to 0.05 are weights for long runs.
     flow.diversity.name = "cosine"
     flow.diversity.cosine.schedule.linear.update(end=30.0, warmup=2, ramp=4)
     flow.alignment.name = "clip"
@@ -42,7 +42,7 @@ def get_config(preset: str = ""):
     flow.feature.latent.centre = False
     # What a prompt's samples share is decided in the first steps: the gradient passes through all.
     # Through the states between them it grows without bound: a few rows decide a step then, and one
-    # of three seeds lost variety (benchmarks/results/fusion_div.json, gradient_noise.json).
+    # of three seeds lost variety (benchmarks/results/fusion_div_former.json, gradient_noise.json).
     flow.prediction.name = "rollout"
     flow.prediction.rollout.update(steps=4, gradient_steps=4, detached=True)
     flow.prediction.rollout.guidance.classifier_free.scale = 5.0
