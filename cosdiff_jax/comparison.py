@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.axes import Axes
 
+from cosdiff_jax import falling
 from cosdiff_jax.metrics import bootstrap, frechet, manifold, mmd
 from cosdiff_jax.neighbours import Neighbours
 from cosdiff_jax.report import facts as facts_lib
@@ -22,8 +22,6 @@ from cosdiff_jax.survey import Surveyed
 
 # Neighbours that span a manifold (Naeem et al. 2020 use 5).
 NEIGHBOURS = 5
-# Numbers of pictures at which a Frechet distance is taken, evenly spaced from half of them up.
-POINTS = 15
 # What is no mean over prompts: the first pay for the compilation, and a peak is one of all.
 _SINGLE = {"seconds": np.median, "peak_mib": np.max}
 # Prompts whose pictures stand on the page, and how many of the worst and best.
@@ -53,22 +51,6 @@ class Column:
     pictures: Pictures
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Falling:
-    """A Frechet distance over the number of pictures.
-
-    Attributes:
-      sizes: numbers of pictures, the last all of them.
-      distances: of random subsets of these sizes.
-      line: the bias fitted to them, whose value is free of it; None of fewer pictures than fill
-        the features' covariance.
-    """
-
-    sizes: list[int]
-    distances: np.ndarray
-    line: frechet.Line | None
-
-
 def write(
     out: Path,
     columns: Sequence[Column],
@@ -92,7 +74,7 @@ def write(
       What ``metrics.json`` holds.
     """
     found = {column.name: numbers(column.surveyed, reference) for column in columns}
-    curves = {column.name: falling(column.surveyed, reference) for column in columns}
+    curves = {column.name: falling.curve(column.surveyed, reference) for column in columns}
     for name, curve in curves.items():
         if curve is not None and curve.line is not None:
             found[name]["frechet_infinity"] = {"mean": curve.line.value}
@@ -137,7 +119,7 @@ def write(
     if training is not None:
         galleries |= _copies(columns[0], training, nearest[columns[0].name])
     drawn = [figures.trade(out / "figures", found, x, y) for x, y in TRADES]
-    drawn.append(_falling(out / "figures", curves, eye))
+    drawn.append(falling.draw(out / "figures", curves, eye))
     drawn.append(figures.bars(out / "figures", found))
     side_by_side.write(
         out / "report.html",
@@ -221,58 +203,6 @@ def sets(f: np.ndarray, g: np.ndarray) -> dict[str, float]:
         table |= manifolds.result(manifolds.update(manifolds.init(), f, g))
     discrepancy = mmd.Discrepancy()
     return table | discrepancy.result(discrepancy.update(discrepancy.init(), f, g))
-
-
-def falling(surveyed: Surveyed, reference: Surveyed | None) -> Falling | None:
-    """The Frechet distance over the number of pictures; None where nothing is compared.
-
-    The line is ``frechet.infinity``'s own.
-    """
-    f, g = surveyed.f, None if reference is None else reference.f
-    if f is None or g is None or min(len(f) // 2, len(g)) < 2:
-        return None
-    width = f.shape[1]
-    real = frechet.update(frechet.init(width), g)
-    sizes = sorted({int(size) for size in np.linspace(len(f) // 2, len(f), POINTS)})
-    distances = frechet.curve(f, real, sizes)
-    line = frechet.extrapolate(sizes, distances) if len(f) >= 4 * width else None
-    return Falling(sizes=sizes, distances=distances, line=line)
-
-
-def _falling(
-    folder: Path, curves: Mapping[str, Falling | None], eye: str | None
-) -> figures.Figure | None:
-    """The distances as marks and their lines, a colour for each column."""
-    there = {name: curve for name, curve in curves.items() if curve is not None}
-    if not there:
-        return None
-
-    def draw(axes: Axes) -> None:
-        others = [name for name in there if name != "true"]
-        for name, curve in there.items():
-            true = name == "true"
-            index = 0 if true else others.index(name)
-            colour = figures.GREY if true else figures.COLOURS[index % len(figures.COLOURS)]
-            mark = "*" if true else figures.MARKS[index % len(figures.MARKS)]
-            axes.plot(curve.sizes, curve.distances, mark, color=colour, markersize=4, label=name)
-            if curve.line is not None:
-                fitted = [curve.line.value + curve.line.slope / n for n in curve.sizes]
-                axes.plot(curve.sizes, fitted, color=colour, linewidth=1)
-                axes.axhline(curve.line.value, color=colour, linewidth=0.8, linestyle=":")
-        axes.set_xlabel("Pictures n")
-        axes.set_ylabel("Frechet distance")
-        figures.legend(axes)
-
-    rows = [
-        [name, n, distance, None if c.line is None else c.line.value + c.line.slope / n]
-        for name, c in there.items()
-        for n, distance in zip(c.sizes, c.distances, strict=True)
-    ]
-    fitted = any(curve.line is not None for curve in there.values())
-    lines = "; the line d + b / n fitted to it, and d, dotted" if fitted else ""
-    title = f"Frechet distance of n pictures, {eye} features{lines}"
-    heads = ["column", "n", "frechet", "fitted"]
-    return figures.save(folder, "frechet_by_n", title, draw, [heads, *rows])
 
 
 def _nearest(surveyed: Surveyed, training: Neighbours) -> list[tuple[np.ndarray, np.ndarray]]:
