@@ -18,12 +18,15 @@ from cosdiff_jax.neighbours import Neighbours
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import figures, side_by_side
 from cosdiff_jax.report.measures import ROWS
+from cosdiff_jax.report.page import language
 from cosdiff_jax.survey import Surveyed
 
 # Neighbours that span a manifold (Naeem et al. 2020 use 5).
 NEIGHBOURS = 5
 # What is no mean over prompts: the first pay for the compilation, and a peak is one of all.
 _SINGLE = {"seconds": np.median, "peak_mib": np.max}
+# What tells a good picture from a bad one, the first that there is.
+_RANKED = ("all", "classifier_accuracy", "clip_score")
 # Prompts whose pictures stand on the page, and how many of the worst and best.
 SHOWN, EXTREMES = 8, 3
 TRADES = (
@@ -98,7 +101,12 @@ def write(
         "versions": facts_lib.versions(),
     }
     apart = _Apart({column.name: column.surveyed for column in columns})
-    result = {"facts": about, "columns": found, "differences": apart.from_first()}
+    result = {
+        "facts": about,
+        "columns": found,
+        "differences": apart.from_first(),
+        "languages": by_language(columns),
+    }
     kept = json.dumps(result, indent=1, ensure_ascii=False)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(kept + "\n")
@@ -115,6 +123,14 @@ def write(
         for name, table in result["differences"].items():
             for measure, cell in table.items():
                 lines.writerow([measure, name, apart.first, *cell.values()])
+    with open(out / "languages.csv", "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["language", "measure", "column", "mean", "low", "high"])
+        for spoken, said in result["languages"].items():
+            for column, table in said.items():
+                for name, cell in table.items():
+                    cells = map(cell.get, ("mean", "low", "high"))
+                    lines.writerow([spoken, name, column, *cells])
     galleries = _galleries(columns)
     if training is not None:
         galleries |= _copies(columns[0], training, nearest[columns[0].name])
@@ -126,6 +142,7 @@ def write(
         title=", ".join(name for name in found if name != "true"),
         found=found,
         apart=apart,
+        languages=result["languages"],
         galleries=galleries,
         figures=[figure for figure in drawn if figure is not None],
         facts=about,
@@ -195,6 +212,26 @@ def numbers(surveyed: Surveyed, reference: Surveyed | None) -> dict[str, dict[st
     return table
 
 
+def by_language(
+    columns: Sequence[Column],
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Language -> column -> measure -> mean and interval, over the prompts of that language.
+
+    The measures are those of ``numbers`` that are means over prompts. {} where all prompts are of
+    one language, as far as their letters tell.
+    """
+    found = {}
+    for column in columns:
+        spoken: dict[str, list[dict[str, Any]]] = {}
+        for row in column.surveyed.rows:
+            spoken.setdefault(language(row["caption"]), []).append(row)
+        for name, rows in spoken.items():
+            table = numbers(dataclasses.replace(column.surveyed, rows=rows, f=None), None)
+            means = {measure: cell for measure, cell in table.items() if measure not in _SINGLE}
+            found.setdefault(name, {})[column.name] = means
+    return found if len(found) > 1 else {}
+
+
 def sets(f: np.ndarray, g: np.ndarray) -> dict[str, float]:
     """Measures of one set of feature vectors against that of real pictures."""
     nothing, manifolds = frechet.init(f.shape[1]), manifold.Manifold(neighbours=NEIGHBOURS)
@@ -237,7 +274,23 @@ def text(result: Mapping[str, Any]) -> str:
     for name, label in labels.items():
         cells = [_cell(table.get(name)) for table in found.values()]
         lines.append(f"{label:{width}}" + "".join(f"  {cell:>{each}}" for cell in cells))
-    return "\n".join([*lines, *_clear(result)])
+    return "\n".join([*lines, *_spoken(result), *_clear(result)])
+
+
+def _spoken(result: Mapping[str, Any]) -> list[str]:
+    """The measure that columns are ranked by in each language, a line a column."""
+    languages = result["languages"]
+    tables = [table for said in languages.values() for table in said.values()]
+    by = next((name for name in _RANKED if any(name in table for table in tables)), None)
+    if by is None:
+        return []
+    names = [name for name in result["columns"] if any(name in said for said in languages.values())]
+    width = max(map(len, [by, *names]))
+    lines = [f"{by:{width}}" + "".join(f"  {name:>16}" for name in languages)]
+    for name in names:
+        cells = [_cell(said.get(name, {}).get(by)) for said in languages.values()]
+        lines.append(f"{name:{width}}" + "".join(f"  {cell:>16}" for cell in cells))
+    return ["", "by the language of the prompt:", *lines]
 
 
 def _clear(result: Mapping[str, Any]) -> list[str]:
@@ -293,7 +346,7 @@ def _galleries(columns: Sequence[Column]) -> dict[str, list[side_by_side.Gallery
     if not shared:
         return {}
     first = columns[0].surveyed
-    by = next((n for n in ("all", "classifier_accuracy", "clip_score") if n in first.names), None)
+    by = next((name for name in _RANKED if name in first.names), None)
     parts = {"The first prompts": shared[:SHOWN]}
     if by is not None and len(shared) > SHOWN + 2 * EXTREMES:
         score = first.column(by)

@@ -36,7 +36,7 @@ def test_a_model_stands_beside_the_true_distribution(folder, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == found
     assert "true" in (tmp_path / "report.html").read_text()
     lines = comparison.text(found).splitlines()
-    assert len(lines) == 1 + len({*model, *true})
+    assert len(lines) == 1 + len({*model, *true}) + len(["", "by language", "", "fake", "true"])
     with open(tmp_path / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["column"] == "true"]
     assert {row["measure"] for row in rows} == set(true)
@@ -308,6 +308,46 @@ def test_columns_are_told_apart_prompt_by_prompt(tmp_path):
         ("all", "better", "base"), ("all", "same", "base"),
     ]  # fmt: skip
     assert not compared(tmp_path / "one", {"base": columns["base"]})["differences"]
+
+
+def test_each_language_has_its_own_numbers(tmp_path):
+    columns = {
+        "made": surveyed(6, 0, all=[0.0, 1.0, 0.5, 0.2, 0.8, 0.6], seconds=[1.0] * 6),
+        "true": surveyed(6, 1, all=[1.0] * 6, relation=[1.0] * 6),
+    }
+    captions = ["a <b>", "红色的圆", "빨간 원 圆", "a ring", "two", "一个圆环"]
+    for found in columns.values():
+        for row, caption in zip(found.rows, captions, strict=True):
+            row["caption"] = caption
+    del columns["true"].rows[2]["measures"]["relation"]  # nothing to say of the Korean one
+    found = compared(tmp_path, columns)["languages"]
+    assert list(found) == ["en", "zh", "ko"]
+    assert found["en"]["made"]["all"]["mean"] == pytest.approx((0.0 + 0.2 + 0.8) / 3)
+    assert found["en"]["made"]["all"]["low"] < found["en"]["made"]["all"]["high"]
+    assert found["ko"]["made"]["all"] == {"mean": 0.5}
+    assert found["zh"]["made"]["all"]["mean"] == pytest.approx(0.8)
+    assert "relation" in found["zh"]["true"] and "relation" not in found["ko"]["true"]
+    assert all(list(said["made"]) == ["all"] for said in found.values())  # no median, no set's
+    said = comparison.text(json.loads((tmp_path / "metrics.json").read_text())).splitlines()
+    where = said.index("by the language of the prompt:")
+    assert said[where + 1].split() == ["all", "en", "zh", "ko"]
+    assert re.findall(r"\S+", said[where + 2])[0::2] == ["made", "±0.4000", "±0.2000"]
+    with open(tmp_path / "languages.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["mean"] for r in rows if r["column"] == "made" and r["language"] == "ko"] == ["0.5"]
+    page = (tmp_path / "report.html").read_text()
+    assert "By language" in page
+    part = page[page.index("By language") : page.index("</section>", page.index("By language"))]
+    assert re.findall(r'data-of="(\w+)">([^<]+)<', part)[:3] == [
+        ("English", "33.3 %"), ("Chinese", "80.0 %"), ("Korean", "50.0 %"),
+    ]  # fmt: skip
+
+
+def test_one_language_is_no_table(tmp_path):
+    found = compared(tmp_path, {"made": surveyed(3, 0, all=[1.0, 0.0, 1.0])})
+    assert found["languages"] == {}
+    assert "By language" not in (tmp_path / "report.html").read_text()
+    assert "language" not in comparison.text(found)
 
 
 def test_a_peak_is_that_of_all_prompts(tmp_path):

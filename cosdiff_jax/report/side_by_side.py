@@ -19,6 +19,7 @@ from cosdiff_jax.report.page import facts_list, img, language, write_page
 
 # Pictures of a prompt that stand on the page.
 MOST = 8
+_LANGUAGES = {"en": "English", "zh": "Chinese", "ko": "Korean"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def write(
     title: str,
     found: Found,
     apart: Apart | None = None,
+    languages: Mapping[str, Found] | None = None,
     galleries: Mapping[str, Sequence[Gallery]],
     figures: Sequence[Figure] = (),
     facts: Mapping[str, Any] | None = None,
@@ -55,6 +57,7 @@ def write(
       title: its heading.
       found: column -> measure -> mean and interval; the column "true" is the true distribution.
       apart: paired differences between columns; without, intervals that overlap are not told apart.
+      languages: the same as ``found`` over the prompts of each language.
       galleries: heading -> prompts with their pictures.
       figures: drawn already.
       facts: what was asked.
@@ -63,6 +66,7 @@ def write(
         f"<header><h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(_lead(found))}</p></header>',
         _tables(found, apart),
+        _languages(languages or {}, found),
     ]
     if figures:
         drawn = "".join(
@@ -165,6 +169,38 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
         f'<div class="wide"><table class="many"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></section>"
     )
+
+
+def _languages(languages: Mapping[str, Found], found: Found) -> str:
+    """A table for each column, measures down and languages across; the first one stands open."""
+    head = "".join(f'<th class="n">{_LANGUAGES[spoken]}</th>' for spoken in languages)
+    parts = []
+    for column in found:
+        tables = {spoken: said.get(column, {}) for spoken, said in languages.items()}
+        names = {name for table in tables.values() for name in table}
+        lines = []
+        for name in ROWS:
+            if name in names and name != "evaluations":
+                cells = "".join(
+                    f'<td class="n" data-of="{_LANGUAGES[spoken]}">'
+                    f"{cell(ROWS[name], table.get(name))}</td>"
+                    for spoken, table in tables.items()
+                )
+                title = html.escape(ROWS[name].title)
+                lines.append(f'<tr><th scope="row">{title}</th>{cells}</tr>')
+        if lines:
+            parts.append(
+                f"<details{' open' * (not parts)}><summary>{html.escape(column)}</summary>"
+                f'<div class="wide"><table class="many"><thead><tr><th></th>{head}</tr></thead>'
+                f"<tbody>{''.join(lines)}</tbody></table></div></details>"
+            )
+    if not parts:
+        return ""
+    note = (
+        '<p class="note">Told by the letters of the prompt: Korean where there is Hangul, Chinese '
+        "where there are Han characters, else English.</p>"
+    )
+    return f"<section><h2>By language</h2>{note}{''.join(parts)}</section>"
 
 
 def apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
