@@ -39,8 +39,7 @@ def related(number: int, rng: np.random.Generator) -> list[grammar.Spec]:
     found = []
     while len(found) < number:
         spec = grammar.sample_spec(rng)
-        looks = [(group.shape, group.colour) for group in spec.groups]
-        if spec.relation and all(len(set(said) - {None}) == 2 for said in zip(*looks, strict=True)):
+        if spec.relation and spec.distinct:
             found.append(spec)
     return found
 

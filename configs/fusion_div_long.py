@@ -2,9 +2,9 @@
 
 python -m cosdiff_jax.train --config=configs/fusion_div_long.py --workdir=runs/fusion_div_long
 
-150 steps, 19 min on two cores of an AMD EPYC from command to report. What they bring
-is in benchmarks/results/fusion_div.json; what they brought the base model before, at three seeds,
-under "long" in fusion_div_former.json.
+150 steps, 19 min on two cores of an AMD EPYC from command to report. What they bring is in
+benchmarks/results/fusion_div.json; what they brought the base model before, at three seeds, under
+"long" in fusion_div_former.json.
 """
 
 from configs import fusion_div, presets

@@ -109,6 +109,12 @@ class Spec:
         """Whether the scene is two single objects, which stand in a relation, said or not."""
         return [group.count for group in self.groups] == [1, 1]
 
+    @property
+    def distinct(self) -> bool:
+        """Whether it is a pair, both shapes and both colours are said, and no two are the same."""
+        looks = zip(*((group.shape, group.colour) for group in self.groups), strict=True)
+        return self.pair and all(len(set(said) - {None}) == 2 for said in looks)
+
 
 def allowed_sizes(number: int) -> tuple[str, ...]:
     """Sizes that fit: with three or more objects in 64 pixels, no large ones."""

@@ -285,6 +285,22 @@ def test_open_attributes():
     }
 
 
+@pytest.mark.parametrize(
+    ("groups", "distinct"),
+    [
+        ([Group("star", "red"), Group("ring", "blue")], True),
+        ([Group("star", "red"), Group("ring", "red")], False),
+        ([Group("star", "red"), Group("star", "blue")], False),
+        ([Group("star", "red"), Group("ring", None)], False),
+        ([Group(None, "red"), Group(None, "blue")], False),
+        ([Group("star", "red"), Group("ring", "blue", count=2)], False),
+        ([Group("star", "red")], False),
+    ],
+)
+def test_two_different_things(groups, distinct):
+    assert Spec(tuple(groups)).distinct == distinct
+
+
 def test_json_and_description_round_trips():
     rng = np.random.default_rng(0)
     for spec in specs(50):
