@@ -29,6 +29,7 @@ from jax.flatten_util import ravel_pytree
 from ml_collections import config_flags
 
 from cosdiff_jax import host, job, sharding
+from cosdiff_jax.models import layers
 from cosdiff_jax.report import facts
 
 FLAGS = flags.FLAGS
@@ -40,7 +41,7 @@ def gradients(config, batches: int, step: int) -> tuple[np.ndarray, list[float]]
     if made.params is None:
         raise ValueError("the recipe starts from scratch: there are no weights to look at")
     mesh = sharding.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh), job.precision(config.matmul_precision):
+    with jax.set_mesh(mesh), layers.precision(config.matmul_precision):
         params = sharding.put(made.params, mesh)
         # What an anchor holds to: before the first step all are the weights themselves.
         frozen = sharding.put({"anchor": made.params, **made.frozen}, mesh) | {"average": params}

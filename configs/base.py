@@ -387,6 +387,7 @@ def sample() -> dict:
         guidance=guided,
         unguided=0,  # first steps without guidance
         rows=64,  # pictures drawn at once
+        matmul_precision="",  # of the backbone while it draws; "": as it is trained
         **diversity(),
         batches=8,  # held-out batches, for objectives that draw nothing
     )

@@ -279,6 +279,7 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         weaker=_weaker_network(config, nets.backbone),
         guidance=composed.late(guidance, solver.grid(knobs.steps), knobs.get("unguided", 0)),
         solver=solver,
+        precision=knobs.get("matmul_precision", ""),
         rows=knobs.rows,
         noise=tables.make(tables.NOISES, _choice(knobs, "noise", "independent")),
         descent=descent,

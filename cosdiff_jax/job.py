@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import grain
@@ -184,21 +183,6 @@ def drawn(config: Any, source: groups.Source, words: Tokenizer, frozen: Frozen) 
         shown=min(config.sample.shown, number),
         key=jax.random.key(config.seed + 1),
     )
-
-
-def precision(name: str) -> AbstractContextManager[Any]:
-    """The context in which JAX multiplies matrices in the precision of this name.
-
-    Args:
-      name: as ``jax.default_matmul_precision`` takes it; "" leaves it to JAX.
-
-    Raises:
-      ValueError: JAX knows no such precision.
-    """
-    try:
-        return jax.default_matmul_precision(name or None)
-    except ValueError as error:
-        raise ValueError(f"matmul_precision: {error}") from None
 
 
 def export(

@@ -31,7 +31,7 @@ from cosdiff_jax.flow.parameterization import Parameterization
 from cosdiff_jax.flow.parameterization import Velocity as VelocityOutput
 from cosdiff_jax.flow.solver import Euler, Solver, Velocity
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
-from cosdiff_jax.models import captions
+from cosdiff_jax.models import captions, layers
 from cosdiff_jax.shapes import Frozen, Params, TextStream
 from cosdiff_jax.sharding import constrain
 
@@ -71,6 +71,8 @@ class Sampler:
       weaker: the network that autoguidance moves away from, reading the same streams; its weights
         are ``frozen["weaker"]``.
       solver: the rule of a step.
+      precision: in which the backbone multiplies matrices, see ``layers.precision``; the
+        language model and the autoencoder as JAX is asked to around the call.
       rows: pictures drawn at once; bounds the memory, changes nothing else. A group that is
         coupled on the way is always drawn at once.
       noise: the joint law of the K starting points of a prompt.
@@ -90,6 +92,7 @@ class Sampler:
     guidance: Guidance = field(default_factory=ClassifierFree)
     weaker: nn.Module | None = None
     solver: Solver = field(default_factory=Euler)
+    precision: str = ""
     rows: int = 64
     noise: noises.Noise = field(default_factory=noises.Independent)
     descent: Descent | None = None
@@ -102,6 +105,7 @@ class Sampler:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, not {self.rows}")
+        layers.precision(self.precision)  # an unknown name is told here
         parts = {"guidance": self.guidance, "solver": self.solver, "solver.grid": self.solver.grid}
         for name, part in parts.items():
             path = getattr(part, "trajectory", self.trajectory)
@@ -262,7 +266,8 @@ class Sampler:
             if weaker:
                 assert self.weaker is not None
                 network, weights = self.weaker, frozen["weaker"]
-            output: Any = network.apply({"params": weights}, seen, t, text, **less)
+            with layers.precision(self.precision):
+                output: Any = network.apply({"params": weights}, seen, t, text, **less)
             output = output.astype(jnp.float32)
             return self.parameterization.velocity(output, z, t, self.trajectory)
 

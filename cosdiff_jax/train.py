@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cosdiff_jax import checkpoint, checks, host, optimizer, sharding
 from cosdiff_jax import job as job_lib
+from cosdiff_jax.models import layers
 from cosdiff_jax.report import curves, grid, measures, page, record
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.shapes import TrainState
@@ -57,7 +58,7 @@ def train(config, workdir: str) -> TrainState:
     began, stop = time.monotonic(), Stop()
     mesh = sharding.make_mesh(**config.mesh)
     kept = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
-    precision = job_lib.precision(config.matmul_precision)
+    precision = layers.precision(config.matmul_precision)
     with kept as checkpoints, jax.set_mesh(mesh), precision:
         checks.same_run(config, checkpoints.config(), workdir)
         job = job_lib.prepare(config)

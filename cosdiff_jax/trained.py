@@ -133,6 +133,9 @@ def _config(stored: dict[str, Any], source: str) -> Any:
         raise ValueError(
             f"{source} was trained by {config.objective.name}: a model that draws no pictures"
         )
+    # As the run drew for its own report, where all was in this precision.
+    said = config.sample.get("matmul_precision", "") or config.get("matmul_precision", "")
+    config.sample.matmul_precision = said
     return config
 
 

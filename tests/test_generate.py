@@ -277,6 +277,14 @@ def test_any_field_of_the_recipes_sample_can_be_changed(folder):
             trained.load(folder, (), sample=[word])
 
 
+def test_a_model_draws_in_the_precision_it_was_trained_in(folder):
+    def precision(model):
+        return build.sampler(model.as_asked(None, None, None), model.shape).precision
+
+    assert precision(trained.load(folder, ())) == "bfloat16"
+    assert precision(trained.load(folder, (), sample=["matmul_precision=float32"])) == "float32"
+
+
 # All that acts on the noise and on the way, with one choice among candidates: few programs.
 TOGETHER = [
     "orthogonal+particle+cads+free_start+max_min",

@@ -105,6 +105,40 @@ def test_guidance_moves_away_from_the_empty_caption():
     np.testing.assert_allclose(guided[2], plain[2], atol=1e-5)
 
 
+class Asked(Backbone):
+    """Notes the precision that its matrix products are asked for."""
+
+    def __call__(self, z, t, text):
+        SEEN.append(jax.config.jax_default_matmul_precision)
+        return super().__call__(z, t, text)
+
+
+SEEN = []
+
+
+@pytest.mark.parametrize(
+    ("own", "around", "seen"),
+    [
+        ("bfloat16", None, "bfloat16"),
+        ("float32", "bfloat16", "float32"),
+        ("", "bfloat16", "bfloat16"),
+        ("", None, None),
+    ],
+)
+def test_the_backbone_alone_multiplies_in_a_precision_of_its_own(own, around, seen):
+    SEEN.clear()
+    # No program of another case is taken: the context is part of what is compiled.
+    with jax.default_matmul_precision(around):
+        draw(1, backbone=Asked(), precision=own, steps=2)
+        assert jax.config.jax_default_matmul_precision == around
+    assert set(SEEN) == {seen}
+
+
+def test_an_unknown_precision_is_told_before_anything_is_drawn():
+    with pytest.raises(ValueError, match=r"^matmul_precision: .*bfloat17"):
+        draw(1, precision="bfloat17")
+
+
 def test_a_weaker_network_is_moved_away_from_with_its_own_weights():
     weights = {"llm": {}, "weaker": {"gain": jnp.full((), 0.5)}}
 

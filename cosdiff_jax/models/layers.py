@@ -5,6 +5,7 @@ a mesh can still split heads or hidden units without cutting through a part.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Initializer = Callable[..., jax.Array]
+
+
+def precision(name: str) -> AbstractContextManager[Any]:
+    """The context in which JAX multiplies matrices in the precision of this name.
+
+    Args:
+      name: as ``jax.default_matmul_precision`` takes it; "" leaves it as it is.
+
+    Raises:
+      ValueError: JAX knows no such precision.
+    """
+    if not name:
+        return nullcontext()
+    try:
+        return jax.default_matmul_precision(name)
+    except ValueError as error:
+        raise ValueError(f"matmul_precision: {error}") from None
 
 
 def matmul(x: Float[Array, "R D"], kernel: Float[Array, "D M"]) -> Float[Array, "R M"]:
