@@ -136,7 +136,13 @@ def test_the_backbone_alone_multiplies_in_a_precision_of_its_own(own, around, se
 
 def test_an_unknown_precision_is_told_before_anything_is_drawn():
     with pytest.raises(ValueError, match=r"^matmul_precision: .*bfloat17"):
-        draw(1, precision="bfloat17")
+        Sampler(
+            backbone=Backbone(),
+            language_model=LanguageModel(),
+            vae=None,
+            shape=(2, 2, 1),
+            precision="bfloat17",
+        )
 
 
 def test_a_weaker_network_is_moved_away_from_with_its_own_weights():
