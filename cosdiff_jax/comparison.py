@@ -62,6 +62,7 @@ def write(
     eye: str | None = None,
     training: Neighbours | None = None,
     facts: Mapping[str, Any] | None = None,
+    page: bool = True,
 ) -> dict[str, Any]:
     """``metrics.json``, ``report.html`` and ``figures/`` (PNG, SVG and CSV) in a folder.
 
@@ -72,6 +73,7 @@ def write(
       eye: the name of the features.
       training: what the first column's pictures may have been learnt from.
       facts: what was asked.
+      page: whether to write more than the numbers.
 
     Returns:
       What ``metrics.json`` holds.
@@ -131,6 +133,8 @@ def write(
                 for name, cell in table.items():
                     cells = map(cell.get, ("mean", "low", "high"))
                     lines.writerow([spoken, name, column, *cells])
+    if not page:
+        return json.loads(kept)
     galleries = _galleries(columns)
     if training is not None:
         galleries |= _copies(columns[0], training, nearest[columns[0].name])

@@ -51,12 +51,13 @@ _log = logging.getLogger("cosdiff_jax")
 NETWORKS = ("clip", "latent_clip", "vae", "llm", "consistency")
 
 
-def pictures(asked: Asked, out: Path) -> dict[str, Any]:
+def pictures(asked: Asked, out: Path, *, page: bool = True) -> dict[str, Any]:
     """Measure, compare, and write the report; what was measured before is not measured again.
 
     Args:
       asked: what.
       out: folder for ``metrics.json``, ``report.html``, figures, and the measurements.
+      page: whether to draw figures and page, for which some prompts are drawn once more.
 
     Returns:
       What ``metrics.json`` holds; only on the first host.
@@ -112,6 +113,7 @@ def pictures(asked: Asked, out: Path) -> dict[str, Any]:
         eye=None if eye is None else eye.name,
         training=_training(asked, models, eye),
         facts=facts,
+        page=page,
     )
 
 
@@ -188,6 +190,7 @@ def define() -> None:
     flags.DEFINE_bool("ema", True, "Averaged weights; --noema draws with a run's newest ones")
     flags.DEFINE_multi_string("sample", [], "field=value of the recipes' sample: solver.name=heun")
     flags.DEFINE_string("study", None, "Folder of a study: draws its rows instead of measuring")
+    flags.DEFINE_bool("page", True, "Figures and report.html; --nopage leaves the numbers alone")
     flags.DEFINE_string("out", None, "Folder; by default evaluation_METRIC in the first workdir")
     flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
 
@@ -232,7 +235,7 @@ def main(argv: list[str]) -> None:
                 ema=FLAGS.ema,
                 sample=tuple(FLAGS.sample),
             )
-            found = pictures(asked, out)
+            found = pictures(asked, out, page=FLAGS.page)
             if not found:
                 return  # the first host has all there is to say
             text = comparison.text(found)

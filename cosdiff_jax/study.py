@@ -131,7 +131,7 @@ def run(
                 )
         out = workdir / "drawings" / row.stem
         draw = draw_command(point, workdir, out)
-        _call(draw, log)
+        _call([*draw, "--page=False"], log)  # the study has a page of its own
         said = " && ".join(_typed(each) for each in ([training[0]] if training else []) + [draw])
         _keep(row, {**point, "command": said}, json.loads((out / "metrics.json").read_text()))
         done += 1

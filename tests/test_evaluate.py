@@ -45,6 +45,19 @@ def test_a_model_stands_beside_the_true_distribution(folder, tmp_path):
     assert evaluate.pictures(asked(folder), tmp_path)["columns"] == found["columns"]
 
 
+def test_without_a_page_the_numbers_are_the_same_and_nothing_is_drawn_for_it(folder, tmp_path):
+    found = evaluate.pictures(asked(folder), tmp_path / "numbers", page=False)
+    names = {place.name for place in (tmp_path / "numbers").iterdir()}
+    assert {"metrics.json", "metrics.csv"} <= names and not {"report.html", "figures"} & names
+    whole = evaluate.pictures(asked(folder), tmp_path / "page")
+    measured = {"seconds", "peak_mib"}
+    for name, table in whole["columns"].items():
+        own = found["columns"][name]
+        assert {k: v for k, v in own.items() if k not in measured} == {
+            k: v for k, v in table.items() if k not in measured
+        }
+
+
 def test_methods_are_columns_of_their_own(folder, tmp_path):
     found = evaluate.pictures(
         asked(folder, methods=("independent", "max_min"), candidates=4), tmp_path

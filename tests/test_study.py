@@ -91,14 +91,16 @@ def test_every_change_fits_its_recipe():
 def test_every_way_of_the_comparison_costs_the_same(folder):
     """In calls of the network, as the sampler itself counts what it does."""
     config = comparison.get_config()
-    model = trained.load(folder, ("llm", "vae", "clip"))
+    roles = ("llm", "vae", "clip")
+    model = trained.load(folder, roles)
     base, *trainings = config.trainings
     draws = [*base["draws"], *config.draws]
     assert {name for draw in draws for name in draw["method"].split("+")} == set(diverse.METHODS)
     for draw in draws:
         names = ("method", "num", "candidates", "steps", "guidance")
         asked = {"steps": config.steps, **{name: draw[name] for name in names if name in draw}}
-        sampler = diverse.DiverseSampler(model=model, **asked)
+        changed = trained.load(folder, roles, sample=draw["sample"]) if "sample" in draw else model
+        sampler = diverse.DiverseSampler(model=changed, **asked)
         weaker = draw["method"] in ("skip_layer", "perturbed_attention")
         fields = 1 if draw["guidance"] == 1 else 3 if weaker else 2
         calls = sampler.evaluations * fields
@@ -148,6 +150,8 @@ class Commands:
     def __call__(self, command, stdout, **_):
         options = dict(o.removeprefix("--").split("=", 1) for o in command[3:])
         self.asked.append(command[2].removeprefix("cosdiff_jax."))
+        # A page for each would draw some prompts twice.
+        assert ("page" in options) == command[2].endswith("evaluate")
         if self.fail is not None and len(self.asked) == self.fail:
             stdout.write("error: no luck\n")
             stdout.flush()
