@@ -1,12 +1,14 @@
 """Numbers of the official fuse-dit with random weights; see tests/fixtures/fuse_dit/README.md.
 
-COSDIFF_FUSE_DIT_CASES=FOLDER runs every case of that folder instead of the few kept here.
+COSDIFF_FUSE_DIT_CASES=FOLDER runs the cases of that folder, as they were recorded, instead of those
+kept here: they have gradients of more models.
 """
 
 import functools
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -19,16 +21,41 @@ from cosdiff_jax import convert
 from cosdiff_jax.models.convert import fuse_dit, gemma, layout
 
 KEPT = Path(__file__).parents[2] / "fixtures" / "fuse_dit"
-FOLDER = Path(os.environ.get("COSDIFF_FUSE_DIT_CASES", KEPT))
-CASES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+GIVEN = os.environ.get("COSDIFF_FUSE_DIT_CASES")
+FOLDER = Path(GIVEN or KEPT)
+PACKED = {} if GIVEN else dict(np.load(KEPT / "cases.npz"))
+SAID = json.loads(PACKED.pop("cases").tobytes()) if PACKED else {}
+CASES = sorted([*(path.parent.name for path in FOLDER.glob("*/config.json")), *SAID])
 SMALLEST = "gemma2_2d-rope_None_sandwich"
 
 
 @functools.cache
+def unpacked():
+    return tempfile.TemporaryDirectory()  # goes with this process
+
+
+@functools.cache
+def place(name):
+    """A case's folder in the published layout; of a packed one it is written first."""
+    if name not in SAID:
+        return FOLDER / name
+    arrays = PACKED | load_file(FOLDER / SMALLEST / "model.safetensors")
+    tensors = {theirs: arrays[kept] for theirs, kept in SAID[name]["tensors"].items()}
+    own = {key.removeprefix(f"{name}/"): x for key, x in PACKED.items() if key.startswith(name)}
+    outputs = {key: own.pop(key) for key in list(own) if key.startswith("output")}
+    inputs = load_file(FOLDER / SMALLEST / "inputs.safetensors") | own
+    folder = Path(unpacked().name) / name
+    layout.save_folder(folder, SAID[name]["config"], tensors)
+    save_file(inputs, folder / "inputs.safetensors")
+    save_file(outputs, folder / "outputs.safetensors")
+    return folder
+
+
+@functools.cache
 def case(name):
-    inputs = load_file(FOLDER / name / "inputs.safetensors")
-    outputs = load_file(FOLDER / name / "outputs.safetensors")
-    return convert.load("fuse_dit", FOLDER / name), inputs, outputs
+    inputs = load_file(place(name) / "inputs.safetensors")
+    outputs = load_file(place(name) / "outputs.safetensors")
+    return convert.load("fuse_dit", place(name)), inputs, outputs
 
 
 def nhwc(x):
@@ -49,8 +76,20 @@ def arguments(inputs, step=""):
     )
 
 
-def test_there_are_cases():
-    assert len(CASES) >= 3
+def test_every_choice_of_the_official_code_has_a_case():
+    configs = {name: json.loads((place(name) / "config.json").read_text()) for name in CASES}
+
+    def seen(field):
+        return {config.get(field) for config in configs.values()}
+
+    assert seen("timestep_conditioning") == {"adaln-zero", "adaln-single", "addition", None}
+    assert seen("pos_embed") == {"ape", "1d-rope", "2d-rope", "m-rope"}
+    assert seen("attention") == {"self", "cross"} and seen("model_type") == {"FuseDiT", "DiT"}
+    assert {True, False} == seen("qk_norm") == seen("sandwich_norm")
+    assert {0, 1} <= seen("initial_layers") and {-1, -2} <= seen("text_hidden_states_index")
+    groups = {config["base_config"]["num_key_value_heads"] for config in configs.values()}
+    widths = {(c["dit_hidden_size"], c["base_config"]["hidden_size"]) for c in configs.values()}
+    assert groups == {1, 2} and {(48, 64), (64, 64)} <= widths
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -99,11 +138,21 @@ def test_there_and_back(name):
     config, tensors = fuse_dit.export(modules, model.params)
     backbone, llm = fuse_dit.modules(config)
     assert fuse_dit._essence(backbone, llm) == fuse_dit._essence(*modules.values())
-    published = load_file(FOLDER / name / "model.safetensors")
+    published = load_file(place(name) / "model.safetensors")
     published.pop("dit.patch_embed.pos_embed", None)
     assert set(tensors) == set(published)
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(tensor, published[key])
+
+
+@pytest.mark.parametrize("name", ["cross_m-rope_adaln-zero", "shallow_self_ape_gemma2_layer-2"])
+def test_there_and_back_through_our_folders(tmp_path, name):
+    convert.import_folder("fuse_dit", place(name), tmp_path / "ours")
+    convert.export_folder("fuse_dit", tmp_path / "ours", tmp_path / "back")
+    first, back = (load_file(x / "model.safetensors") for x in (place(name), tmp_path / "back"))
+    assert set(first) - {"dit.patch_embed.pos_embed"} == set(back)
+    for key, tensor in back.items():
+        np.testing.assert_array_equal(tensor, first[key])
 
 
 def test_the_fixed_position_table_is_rebuilt():
