@@ -2,10 +2,10 @@
 # What launch/tpu.py runs on every worker: install | run COMMAND ... | stop
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# The machines' own Python is too old, so uv brings one; the packages are the locked ones.
+# The machines' own Python is too old, so uv brings one; uv and the packages are the locked ones.
 install() {
   set -e
-  python3 -m pip install --quiet --user --upgrade uv
+  python3 -m pip install --quiet --user --upgrade -c requirements.lock uv
   test -x .venv/bin/python || python3 -m uv venv --quiet --python 3.12 .venv
   python3 -m uv pip install --quiet --python .venv/bin/python -c requirements.lock -e '.[tpu]'
 }

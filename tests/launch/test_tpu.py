@@ -142,12 +142,53 @@ def test_without_gcloud_one_line_says_so(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_dry_run_prints_everything_and_runs_nothing(gcloud):
-    status, out, _, calls = gcloud("resume", *ASK, *TRAIN, "--dry_run")
-    assert status == 0
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (("resume", *ASK, *TRAIN), ["create", "describe", "scp", "ssh", "ssh"]),
+        (("create", *ASK, "--spot"), ["create", "describe"]),
+        (("install",), ["scp", "ssh"]),
+        (("run", *TRAIN), ["ssh"]),
+        (("stop",), ["ssh"]),
+        (("status",), ["describe"]),
+        (("delete",), ["delete"]),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_dry_run_prints_everything_and_runs_nothing(gcloud, words, printed):
+    status, out, err, calls = gcloud(*words, "--dry_run")
+    assert (status, err) == (0, "")
     assert calls == []
     lines = [shlex.split(line[2:]) for line in out.splitlines() if line.startswith("+ ")]
-    assert [line[4] for line in lines] == ["create", "describe", "scp", "ssh", "ssh"]
+    assert [line[4] for line in lines] == printed
+    # What is printed is what would be run.
+    _, _, _, calls = gcloud(*words, describe=["NOT_FOUND", "ACTIVE"])
+    done = [_alike(["gcloud", *call]) for call in calls]
+    assert [_alike(line) for line in lines] == done[-len(lines) :]
+
+
+def _alike(line):
+    """The bundle is copied from a temporary folder."""
+    return [word.rpartition("/")[2] if word.endswith(".tar.gz") else word for word in line]
+
+
+def test_delete_gives_the_slice_back(gcloud):
+    status, out, err, calls = gcloud("delete", "--project=p")
+    assert (status, err) == (0, "")
+    assert [call[2:] for call in calls] == [
+        ["queued-resources", "delete", "job", "--force", "--quiet", "--zone=z-1", "--project=p"]
+    ]
+    assert out == "+ " + shlex.join(["gcloud", *calls[0]]) + "\n"
+
+
+@pytest.mark.parametrize("words", [("install", "--poll=0"), ("run", *TRAIN), ("stop",)])
+def test_every_worker_is_spoken_to(gcloud, words):
+    status, _, _, calls = gcloud(*words, "--internal_ip", describe=["ACTIVE"])
+    assert status == 0
+    told = [call for call in calls if call[2] == "tpu-vm"]
+    assert [call[3] for call in told] == [*["scp"] * (words[0] == "install"), "ssh"]
+    for call in told:
+        assert call[-3:] == ["--worker=all", "--internal-ip", "--zone=z-1"]
 
 
 def test_install_copies_what_git_knows(gcloud, tmp_path):
@@ -155,10 +196,11 @@ def test_install_copies_what_git_knows(gcloud, tmp_path):
     assert status == 0
     assert verbs(calls) == ["scp", "scp", "ssh"]  # the first try of a new slice may fail
     assert calls[0][5:] == ["job:cosdiff_jax.tar.gz", "--worker=all", "--zone=z-1"]
-    assert calls[2][4:6] == [
+    assert calls[2][4:] == [
         "job",
         "--command=mkdir -p cosdiff_jax && tar -xzf cosdiff_jax.tar.gz -C cosdiff_jax "
         "&& bash cosdiff_jax/launch/worker.sh install",
+        *("--worker=all", "--zone=z-1"),
     ]
     with tarfile.open(tmp_path / "bin" / "bundle.tar.gz") as tar:
         names = set(tar.getnames())
