@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from cosdiff_jax import build, modules, sharding, tables, trained
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.diversity import measure, similarity
 from cosdiff_jax.diversity.selection import Selection
 from cosdiff_jax.features.clip import ClipFeature
+from cosdiff_jax.features.latent import LatentFeature
 from cosdiff_jax.pruning import Pruning
 from cosdiff_jax.report import grid
 from cosdiff_jax.sampler import Sampler
@@ -91,8 +92,9 @@ class Samples:
       images: the pictures kept.
       kept: their numbers among the candidates.
       score: cosine of each picture with its prompt, by CLIP; None where there is no CLIP.
-      table: of each prompt, the group's ``mean_cosine``, ``top_cosine`` and ``vendi`` score and
-        its mean ``clip_score``; empty where there is no CLIP.
+      feature: what groups are compared by: "clip", or "pixels" where there is no CLIP.
+      table: of each prompt, the group's ``mean_cosine``, ``top_cosine`` and ``vendi`` score, where
+        it has two pictures or more, and its mean ``clip_score``, where there is a CLIP.
       evaluations: of the velocity, for one prompt; guidance asks the network twice for each, and a
         weaker field once more.
     """
@@ -100,6 +102,7 @@ class Samples:
     images: UInt8[np.ndarray, "P k X Y C"]
     kept: Int[np.ndarray, "P k"]
     score: Float[np.ndarray, "P k"] | None
+    feature: str = "clip"
     table: list[dict[str, float]]
     evaluations: int
 
@@ -209,20 +212,20 @@ class DiverseSampler:
     def choose(self, drawn: Candidates) -> Samples:
         """The k of each prompt that are kept; candidates may be another sampler's."""
         images, number, f, score = drawn.images, drawn.number, drawn.f, drawn.score
-        table = []
-        if f is not None and score is not None:
-            if self.num < images.shape[1]:
-                best = np.sort(np.asarray(self._choose(f, score)), axis=1)
-                images, number, f, score = (
-                    np.take_along_axis(x, best.reshape(*best.shape, *[1] * (x.ndim - 2)), axis=1)
-                    for x in (images, number, f, score)
-                )
-            table = [_measures(*group) for group in zip(f, score, strict=True)]
+        if f is not None and score is not None and self.num < images.shape[1]:
+            best = np.sort(np.asarray(self._choose(f, score)), axis=1)
+            images, number, f, score = (
+                np.take_along_axis(x, best.reshape(*best.shape, *[1] * (x.ndim - 2)), axis=1)
+                for x in (images, number, f, score)
+            )
+        seen = [np.asarray(_pixels(to_float(x))) for x in images] if f is None else f
+        scores = [None] * len(images) if score is None else score
         return Samples(
             images=images,
             kept=number,
             score=score,
-            table=table,
+            feature="pixels" if f is None else "clip",
+            table=[_measures(*group) for group in zip(seen, scores, strict=True)],
             evaluations=drawn.evaluations,
         )
 
@@ -332,8 +335,16 @@ def diverse_samples(
     return DiverseSampler(model=model, **options)(prompts, seed=seed)
 
 
-def _measures(f: Float[np.ndarray, "k F"], score: Float[np.ndarray, " k"]) -> dict[str, float]:
-    table = {"clip_score": float(score.mean())}
+@jax.jit
+def _pixels(images: Float[Array, "k X Y C"]) -> Float[Array, "k F"]:
+    """The pictures themselves, less their mean colour: always there, blind to what they mean."""
+    return LatentFeature()({}, images)
+
+
+def _measures(
+    f: Float[np.ndarray, "k F"], score: Float[np.ndarray, " k"] | None
+) -> dict[str, float]:
+    table = {} if score is None else {"clip_score": float(score.mean())}
     if len(f) > 1:
         group = jnp.asarray(f)
         table["mean_cosine"] = float(similarity.mean_cosine(group))

@@ -5,10 +5,11 @@
     python -m cosdiff_jax.generate --prompts_file=prompts.tsv --layout=geneval --out=DIR
 
 writes the grid (rows = prompts, columns = samples), beside it every picture by itself
-(grid_p0_k0.png ...) and grid.json with how alike and how faithful they are. The same seed and
-prompt give the same pictures, whatever other prompts stand beside it. ``--method`` names how the
-pictures of a prompt are kept different (``METHODS``); names joined by + act together. Where samples
-act on one another or are chosen among candidates, ``--num`` and ``--candidates`` matter too.
+(grid_p0_k0.png ...) and grid.json with all it takes to draw them again, and how alike and how
+faithful they are. The same seed and prompt give the same pictures, whatever other prompts stand
+beside it. ``--method`` names how the pictures of a prompt are kept different (``METHODS``); names
+joined by + act together. Where samples act on one another or are chosen among candidates,
+``--num`` and ``--candidates`` matter too.
 ``--sample=solver.name=heun`` changes a field of the recipe's ``sample`` (``configs/base.py``).
 
 ``--layout=geneval`` writes a folder a prompt instead, as GenEval's scorer reads them (Ghosh et
@@ -35,7 +36,7 @@ from tqdm import tqdm
 from cosdiff_jax import trained
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.prompts import Prompt
-from cosdiff_jax.diverse import METHODS, DiverseSampler, Samples, diverse_samples, overlay
+from cosdiff_jax.diverse import METHODS, DiverseSampler, Samples, overlay
 from cosdiff_jax.report import grid
 
 FLAGS = flags.FLAGS
@@ -157,24 +158,19 @@ def generate(
         raise ValueError(f"--out={out} must be a .png file")
     overlay(method)
     model = trained.load(source, ("llm", "vae", "clip"), sample=sample)
-    began = time.monotonic()
-    samples = diverse_samples(
-        model,
-        prompts,
+    draw = DiverseSampler(
+        model=model,
         num=num,
         method=method,
         candidates=candidates,
         steps=steps,
         guidance=guidance,
         size=_size(size),
-        seed=seed,
     )
-    facts = {
-        "model": model.name,
-        "method": method,
-        "seed": seed,
-        "seconds": round(time.monotonic() - began, 2),
-    }
+    began = time.monotonic()
+    samples = draw(prompts, seed=seed)
+    seconds = round(time.monotonic() - began, 2)
+    facts = {**_settings(draw, seed, sample), "seconds": seconds}
     return write(out, prompts, samples, facts)
 
 
@@ -221,18 +217,7 @@ def generate_folders(
         guidance=guidance,
         size=_size(size),
     )
-    settings = {
-        "model": model.name,
-        **model.digests,
-        "method": method,
-        "num": num,
-        "candidates": draw.total,
-        "steps": steps,
-        "guidance": guidance,
-        "seed": seed,
-        "size": size,
-        "sample": list(sample) or None,
-    }
+    settings = _settings(draw, seed, sample)
     todo = _todo(out, prompts, settings)
     together = max(1, min(len(todo), rows // draw.total))
     for first in range(0, len(prompts), 1024):
@@ -306,13 +291,32 @@ def _whole(place: Path, prompt: Prompt, num: int) -> bool:
     return all(picture.is_file() for picture in (place / "grid.png", *pictures))
 
 
+def _settings(draw: DiverseSampler, seed: int, sample: Sequence[str]) -> dict[str, Any]:
+    """What it takes to draw the same pictures again; what was not asked for is said as it was."""
+    chosen = draw.config.sample
+    height, width = draw.size or draw.model.shape[:2]
+    return {
+        "model": draw.model.name,
+        **draw.model.digests,
+        "method": draw.method,
+        "num": draw.num,
+        "candidates": draw.total,
+        "steps": chosen.steps,
+        "guidance": chosen.guidance[chosen.guidance.name].scale,
+        "seed": seed,
+        "size": f"{height}x{width}",
+        "sample": list(sample) or None,
+    }
+
+
 def _row(prompt: str, samples: Samples, p: int) -> dict[str, Any]:
     """What is known of prompt p's pictures."""
     return {
         "prompt": prompt,
         "kept": samples.kept[p].tolist(),
         "score": None if samples.score is None else np.round(samples.score[p], 4).tolist(),
-        **(samples.table[p] if samples.table else {}),
+        "feature": samples.feature,
+        **samples.table[p],
     }
 
 
@@ -361,6 +365,8 @@ def define() -> None:
 def main(argv: list[str]) -> None:
     """Parse flags, draw, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
+    # That a damaged checkpoint was passed over is for the user to know.
+    logging.getLogger("cosdiff_jax").setLevel(logging.WARNING)
     if len(argv) > 1:
         sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
     began = time.monotonic()

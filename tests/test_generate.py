@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -72,6 +73,37 @@ def folders(folder, out, prompts, **changes):
 
 
 GENEVAL = Path(__file__).parent / "fixtures" / "prompts" / "evaluation_metadata.jsonl"
+
+
+def test_what_is_kept_beside_a_grid_draws_it_again(folder, tmp_path):
+    asked = {"num": 2, "method": "max_min", "candidates": None, "steps": None, "guidance": None}
+    asked |= {"seed": 5, "sample": ["solver.name=heun", "steps=2"]}
+    first = generate.generate(folder, ["a red star", "별"], **asked, out=tmp_path / "grid.png")
+    kept = json.loads(first[-1].read_text())
+    model = trained.load(folder)
+    recipe = model.config.sample
+    assert kept["model"] == model.name and kept["weights"] == model.digests["weights"]
+    assert kept["guidance"] == recipe.guidance.classifier_free.scale
+    assert (kept["num"], kept["candidates"], kept["steps"], kept["size"]) == (2, 8, 2, "64x64")
+    assert {row["feature"] for row in kept["prompts"]} == {"clip"}
+    # Every flag that draws is there by its own name.
+    names = ("num", "method", "candidates", "steps", "guidance", "seed", "size", "sample")
+    again = generate.generate(
+        kept["model"],
+        [row["prompt"] for row in kept["prompts"]],
+        **{name: kept[name] for name in names},
+        out=tmp_path / "again.png",
+    )
+    for one, other in zip(first[:-1], again[:-1], strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    repeated = json.loads(again[-1].read_text())
+    assert {**kept, "seconds": 0} == {**repeated, "seconds": 0}
+    # Folders keep the same.
+    drawn = generate.asked(["a red star", "별"], None, None)
+    generate.generate_folders(folder, drawn, **asked, out=tmp_path / "folders")
+    settings = json.loads((tmp_path / "folders" / "settings.json").read_text())
+    rest = {"seconds", "evaluations", "prompts"}
+    assert settings == {name: value for name, value in kept.items() if name not in rest}
 
 
 def snapshot(out):
@@ -381,19 +413,46 @@ def test_wrong_methods_are_one_line(folder, tmp_path, method, candidates, messag
 def test_without_a_fitting_clip_nothing_is_chosen(folder, tmp_path):
     model = trained.load(folder, ("llm",))
     plain = diverse.diverse_samples(model, ["a red star"], num=1, steps=1)
-    assert plain.score is None and plain.table == []
+    assert plain.score is None and plain.table == [{}]
     with pytest.raises(ValueError, match="has no CLIP"):
         diverse.diverse_samples(model, ["a red star"], num=1, steps=1, method="max_min")
 
 
-@pytest.mark.usefixtures("unchecked")
-def test_of_a_run_the_newest_whole_checkpoints_averaged_weights_are_taken(folder, tmp_path):
+def test_without_a_fitting_clip_groups_are_compared_by_their_pixels(folder, tmp_path, monkeypatch):
+    load = trained.load
+    draw = diverse.DiverseSampler(model=load(folder, ("llm",)), num=3)
+    # Bright pictures: what all of them share does not make them alike.
+    images = 150 + np.random.default_rng(0).integers(0, 99, (2, 3, 8, 8, 3)).astype(np.uint8)
+    drawn = diverse.Candidates(
+        images=images, number=np.tile(np.arange(3), (2, 1)), f=None, score=None, evaluations=1
+    )
+    for row, group in zip(draw.choose(drawn).table, images / 127.5 - 1, strict=True):
+        f = (group - group.mean(axis=(1, 2), keepdims=True)).reshape(3, -1)
+        f /= np.linalg.norm(f, axis=1, keepdims=True)
+        cosines = np.einsum("nf,mf->nm", f, f)
+        pairs = cosines[np.triu_indices(3, 1)]
+        w = np.linalg.eigvalsh(cosines / 3)
+        assert row == {
+            "mean_cosine": pytest.approx(pairs.mean(), abs=1e-5),
+            "top_cosine": pytest.approx(pairs.max(), abs=1e-5),
+            "vendi": pytest.approx(np.exp(-np.sum(w * np.log(w))), rel=1e-4),
+        }
+
+    monkeypatch.setattr(trained, "load", lambda source, roles, **k: load(source, ("llm",), **k))
+    written = run(folder, tmp_path / "grid.png", "a red star", num=2)
+    (row,) = json.loads(written[-1].read_text())["prompts"]
+    assert row["feature"] == "pixels" and row["score"] is None and "clip_score" not in row
+    assert {"mean_cosine", "top_cosine", "vendi"} <= row.keys()
+
+
+def a_run(folder, workdir):
+    """Two checkpoints, whose averaged weights are the model's own plus their step."""
     finished = trained.load(folder)
     config = json.loads(finished.config.to_json())
     config["backbone"] = json.loads((Path(folder) / "model" / "recipe.json").read_text())[
         "backbone"
     ]
-    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints = checkpoint.Checkpoints(workdir)
     for step in (1, 2):
         ema = jax.tree.map(lambda x, step=step: x + step, finished.params)
         state = TrainState(
@@ -405,6 +464,12 @@ def test_of_a_run_the_newest_whole_checkpoints_averaged_weights_are_taken(folder
         )
         checkpoints.save(state, {}, config)
     checkpoints.close()
+    return finished
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_of_a_run_the_newest_whole_checkpoints_averaged_weights_are_taken(folder, tmp_path):
+    finished = a_run(folder, tmp_path)
 
     def offset(model):
         difference = jax.tree.map(lambda a, b: a - b, model.params, finished.params)
@@ -457,6 +522,70 @@ def test_the_command_ends_with_one_line_and_no_traceback():
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: no model in '/nowhere'")
     assert "Traceback" not in done.stderr
+
+
+def command(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "cosdiff_jax.generate", *options],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_draws_a_grid(folder, tmp_path):
+    out, prompts = tmp_path / "new" / "grid.png", ["a red star", "two blue rings"]
+    done = command(
+        f"--workdir={folder}",
+        *(f"--prompt={prompt}" for prompt in prompts),
+        *("--num=4", "--steps=25", "--guidance=5", "--seed=0", f"--out={out}"),
+    )
+    assert done.returncode == 0, done.stderr
+    (said,) = done.stdout.splitlines()
+    assert said.startswith(f"{out}, 8 single pictures and grid.json beside it, in ")
+    singles = {f"grid_p{p}_k{k}.png": (p, k) for p in range(2) for k in range(4)}
+    assert {path.name for path in out.parent.iterdir()} == {*singles, "grid.png", "grid.json"}
+    whole = pixels(out)
+    assert whole.shape[0] > 2 * 64 and whole.shape[1] > 4 * 64
+    images = {place: pixels(out.with_name(name)) for name, place in singles.items()}
+    assert {image.shape for image in images.values()} == {(64, 64, 3)}
+    assert len({image.tobytes() for image in images.values()}) == 8
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert (record["steps"], record["guidance"], record["seed"]) == (25, 5.0, 0)
+    assert record["evaluations"] == 4 * 25
+    assert [row["prompt"] for row in record["prompts"]] == prompts
+    for row in record["prompts"]:
+        assert row["kept"] == [0, 1, 2, 3] and len(row["score"]) == 4
+        assert -1 <= row["mean_cosine"] <= row["top_cosine"] <= 1 and 1 <= row["vendi"] <= 4
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_command_tells_of_a_damaged_checkpoint_that_was_passed_over(folder, tmp_path):
+    a_run(folder, tmp_path / "run")
+    largest = max(
+        (path for path in (tmp_path / "run" / "checkpoints" / "2").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest.write_bytes(data)
+    options = (f"--workdir={tmp_path / 'run'}", "--prompt=a star", "--num=1", "--steps=1")
+    done = command(*options, f"--out={tmp_path / 'grid.png'}")
+    assert done.returncode == 0, done.stderr
+    assert re.search("checkpoint 2 .*damaged", done.stderr)
+    assert json.loads((tmp_path / "grid.json").read_text())["model"].endswith("(step 1)")
+
+
+def test_the_command_refuses_a_prompt_that_is_too_long_and_writes_nothing(folder, tmp_path):
+    done = command(
+        f"--workdir={folder}", f"--prompt={'red star ' * 40}", f"--out={tmp_path / 'grid.png'}"
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "more than the context of 48" in said[0]
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_the_command_names_a_broken_prompt_file_and_writes_nothing(tmp_path):
