@@ -1,5 +1,9 @@
 import json
+import os
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,3 +254,36 @@ def test_a_size_that_the_step_does_not_divide_is_told(tmp_path):
     picture(tmp_path / "a.png", text="a wall")
     with pytest.raises(ValueError, match="a side of 20 pixels is no multiple of a step of 16"):
         groups(tmp_path, size=20, longest=2.0)
+
+
+def test_the_command_tells_what_it_uses_of_a_newcomers_folder(tmp_path):
+    place = tmp_path / "pictures"
+    picture(place / "red.png", text="a red wall")
+    picture(place / "brick.png", (150, 40, 40), "a red wall")
+    picture(place / "grey.png", "gray", "a grey wall", mode="L")
+    picture(place / "glass.png", "blue", "a blue wall", mode="RGBA")
+    picture(place / "silent.png", text="")
+    (place / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    (place / "broken.txt").write_text("a broken wall")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "cosdiff_jax.train", "--config=configs/fusion_base.py:tiny"),
+            *(f"--workdir={tmp_path / 'run'}", "--config.steps=1", "--config.sample.prompts=1"),
+            *("--config.data.name=folder", f"--config.data.folder.path={place}"),
+            *("--config.data.folder.size=16", "--config.data.folder.test=0.0"),
+        ],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = {line for line in done.stderr.splitlines() if line.startswith("folder: ")}
+    assert said == {
+        "folder: used 4 of 6 images in 3 captions; skipped 2: broken.png (broken image), "
+        "silent.png (empty caption). 2 of 3 captions have fewer than 2 pictures: their pictures "
+        "repeat"
+    }
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert np.isfinite(json.loads(line)["loss"])
