@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from cosdiff_jax.diversity.exact import product
 from cosdiff_jax.diversity.programme import QuadraticProgram
 from cosdiff_jax.diversity.selection import Selection
 from cosdiff_jax.features.clip import ClipFeature
@@ -171,7 +172,7 @@ class Pruning:
             if keep == z.shape[0]:
                 return after, jnp.arange(keep)
             f = in_parts(see, rows, z, v)
-            chosen = jnp.sort(self.selection(f, f @ said[0], keep))
+            chosen = jnp.sort(self.selection(f, product("mf,f->m", f, said[0]), keep))
             return after[chosen], chosen
 
         return jax.jit(step, static_argnames="keep")

@@ -136,6 +136,28 @@ def test_with_exact_previews_pruning_chooses_as_if_all_were_finished():
         np.testing.assert_allclose(images[p], every[p, kept[p]], atol=1e-5)
 
 
+def test_scores_and_choices_are_exact_where_the_network_may_round():
+    """None of the stand-ins multiplies matrices: what does is the choice."""
+    sampler = Sampler(
+        backbone=Backbone(), language_model=LanguageModel(), vae=None, shape=(2, 2, 1)
+    )
+    run = pruning.Pruning(sampler=sampler, view=View(), selection=MaxMin())
+    tokens = jnp.array([[2, 5]], jnp.int32)
+
+    def step(z, said):
+        text, empty = sampler.read({"llm": {}}, tokens, tokens > 0)
+        moved, keys = (jnp.float32(0.5), jnp.float32(0.25)), jax.random.split(jax.random.key(0), 6)
+        return run._step({}, {"llm": {}}, text, empty, said, z, moved, keys, 3)
+
+    with jax.default_matmul_precision("bfloat16"):
+        said = str(jax.make_jaxpr(step)(jnp.ones((6, 2, 2, 1)), jnp.ones((1, 4))))
+    products = said.count("dot_general[")
+    # One for the scores, two for the choice.
+    assert (
+        products >= 3 and said.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+    )
+
+
 def test_a_descent_moves_the_noise_of_all_candidates_and_is_counted():
     descent = Descent(moves=2, rate=0.3, rollout=3)
     fields = {"backbone": Smooth(), "descent": descent}

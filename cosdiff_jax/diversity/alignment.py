@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.diversity import similarity
+from cosdiff_jax.diversity.exact import product
 from cosdiff_jax.diversity.schedule import Constant, Schedule, Step
 from cosdiff_jax.shapes import Memory
-
-_EXACT = jax.lax.Precision.HIGHEST
 
 
 @runtime_checkable
@@ -54,7 +53,7 @@ class Cosine:
         """One value per sample; other captions are not looked at."""
         del same
         images, text = similarity.unit(images), similarity.unit(text)
-        return 1.0 - jnp.einsum("pkf,pf->pk", images, text)
+        return 1.0 - product("pkf,pf->pk", images, text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class Contrastive:
     ) -> Float[Array, "P K"]:
         """One value per sample, at least 0; 0 where no other caption is in the batch."""
         images, text = similarity.unit(images), similarity.unit(text)
-        c = jnp.einsum("pkf,qf->pkq", images, text) / self.temperature
+        c = product("pkf,qf->pkq", images, text) / self.temperature
         own = jnp.eye(len(text), dtype=bool)
         right = jnp.einsum("pkp->pk", c)
         every = jnp.where((own | ~same)[:, None, :], c, -jnp.inf)
@@ -161,7 +160,7 @@ class Projection:
         scale = jnp.where(varies, jax.lax.rsqrt(jnp.where(varies, variance, 1.0)), 0.0)
         unit_diagonal = scale[:, None] * s_hh * scale[None, :] + self.ridge * jnp.eye(d)
         w = scale[:, None] * jnp.linalg.solve(unit_diagonal, scale[:, None] * s_hf)
-        change = jnp.einsum("pd,df->pf", hidden - h_mean[None, :], w, precision=_EXACT)
+        change = product("pd,df->pf", hidden - h_mean[None, :], w)
         return similarity.unit(f_mean[None, :] + change)
 
     def after(self, memory: Memory, hidden: Float[Array, "P D"], f: Float[Array, "P F"]) -> Memory:
@@ -181,7 +180,7 @@ class Projection:
         weight = old + share
         mean = jnp.mean(x, axis=0)
         spread = x - mean[None, :]
-        spread = jnp.einsum("pd,px->dx", spread[:, :d], spread, precision=_EXACT) / len(x)
+        spread = product("pd,px->dx", spread[:, :d], spread) / len(x)
         moved = mean - memory["mean"]
         between = old * share / weight * moved[:d, None] * moved[None, :]
         return {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.diversity.bank import Bank
-from cosdiff_jax.diversity.measure import MeanCosine, Measure
+from cosdiff_jax.diversity.measure import MeanCosine, Measure, expected
 from cosdiff_jax.diversity.schedule import LinearRamp, Schedule, Step
 from cosdiff_jax.shapes import Memory
 
@@ -122,6 +122,10 @@ class CosineDiversity:
 
         diversity_p = max(0, measure(f_p) - target_p)
 
+    Of a measure that draws its expectation decides whether a prompt exceeds its target, and the
+    draw by how much: that keeps the mean over draws, and over those of the gradient, at what the
+    expectation itself would give. Single values may then lie below 0.
+
     What it remembers from step to step (the schedule's and the bank's part) is handed in and out.
 
     Attributes:
@@ -195,10 +199,21 @@ class CosineDiversity:
         Raises:
           ValueError: a bank, and nobody says which prompts these are.
         """
-        target, asked = self.target(self.measure, real, key, distinct), self.asked(mask, distinct)
+        asked = self.asked(mask, distinct)
         if self.bank is not None:
             f, mask = self.bank.beside(memory["bank"], _known(prompt), f, mask)
-        return jnp.where(asked, hinge(self.measure(f, mask, key), target), 0.0)
+
+        def both(measure: Measure) -> tuple[jax.Array, Float[Array, " P"] | float]:
+            return measure(f, mask, key), self.target(measure, real, key, distinct)
+
+        cosine, target = both(self.measure)
+        exact = expected(self.measure)
+        if exact == self.measure:
+            excess = hinge(cosine, target)
+        else:
+            above, most = both(exact)
+            excess = jnp.where(above > most, cosine - jax.lax.stop_gradient(target), 0.0)
+        return jnp.where(asked, excess, 0.0)
 
     def after(
         self,

@@ -19,9 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cosdiff_jax.diversity import similarity
-
-# Accelerators multiply float32 matrices in fewer bits by default: too few for a cosine of 1e-6.
-_EXACT = jax.lax.Precision.HIGHEST
+from cosdiff_jax.diversity.exact import product
 
 Draw = Callable[[Array], Array]
 """z "B *x" -> samples: a rollout, through which gradients flow."""
@@ -146,7 +144,7 @@ class Repelled:
         q, length = _frame(key, number, shape)
         cosine = max(self.cosine, -1 / max(number - 1, 1))
         mixing = jnp.asarray(_equicorrelated(number, cosine), jnp.float32)
-        directions = jnp.einsum("kj,jd->kd", mixing, q, precision=_EXACT)
+        directions = product("kj,jd->kd", mixing, q)
         return (length * directions).reshape(number, *shape)
 
 
@@ -193,8 +191,8 @@ class LowFrequency:
         below, above = jax.random.split(key)
         low = self.base(below, number, (len(u), 1, c))
         z = Independent()(above, number, shape).at[:, u, v].set(low[:, :, 0])
-        z = jnp.einsum("uy,kuvc->kyvc", _dct(h), z, precision=_EXACT)
-        return jnp.einsum("vx,kyvc->kyxc", _dct(w), z, precision=_EXACT)
+        z = product("uy,kuvc->kyvc", _dct(h), z)
+        return product("vx,kyvc->kyxc", _dct(w), z)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cosdiff_jax.diversity.exact import product
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.trajectory import RectifiedFlow, along_rows
 
@@ -129,7 +130,7 @@ class Svgd:
             x = z.reshape(-1, samples, z[0].size)
             noise = (z + (1 - rows) * v).reshape(x.shape)
             kernel, bandwidth = _kernel(x)
-            pull = -jnp.einsum("pij,pjf->pif", kernel, noise) / samples
+            pull = -product("pij,pjf->pif", kernel, noise) / samples
             apart = _apart(2 / bandwidth * kernel, x) / samples
             return pull.reshape(z.shape) + rows * apart.reshape(z.shape)
 

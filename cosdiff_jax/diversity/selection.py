@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cosdiff_jax.diversity import similarity
+from cosdiff_jax.diversity.exact import product
 
 _TIE = 1e-6
 # The smallest squared distance from the span of the chosen that float32 can tell from none.
@@ -61,7 +62,7 @@ class MaxMin:
         enough(f, k)
         u = similarity.unit(f)
         if score is None:
-            alike = u @ jnp.sum(u, axis=0) - jnp.sum(u**2, axis=1)
+            alike = product("if,f->i", u, jnp.sum(u, axis=0)) - jnp.sum(u**2, axis=1)
             start = first(-alike / len(u))
         else:
             start = jnp.argmax(score)
@@ -174,7 +175,8 @@ class DeterminantalPointProcess:
             chosen, free, rows, d2 = state
             gain = 2.0 * log_q + jnp.log(jnp.maximum(d2, _SPENT))
             best = first(jnp.where(d2 > _SPENT, gain, -jnp.inf), free)
-            left = u @ u[best] - rows[:, best] @ rows
+            left = product("if,f->i", u, u[best])
+            left = left - product("n,ni->i", rows[:, best], rows)
             row = jnp.where(d2[best] > _SPENT, left * jax.lax.rsqrt(d2[best]), 0.0)
             chosen, free = chosen.at[n].set(best), free.at[best].set(False)
             return chosen, free, rows.at[n].set(row), d2 - row**2
@@ -231,7 +233,8 @@ class KMedoids:
             # -1 keeps a medoid in its own cluster even beside an identical one: none is empty.
             near = distance[medoids].at[jnp.arange(k), medoids].set(-1.0)
             member = jnp.argmin(near, axis=0)[None, :] == jnp.arange(k)[:, None]
-            cost = member.astype(jnp.float32) @ distance / jnp.sum(member, axis=1, keepdims=True)
+            cost = product("ki,ij->kj", member.astype(jnp.float32), distance)
+            cost = cost / jnp.sum(member, axis=1, keepdims=True)
             return jax.vmap(least)(cost, member)
 
         # No distance exceeds 2, so before the first medoid everything is that far.
@@ -279,8 +282,8 @@ def _greedy(
         chosen, free, seen = state
         best = first(gain(seen), free)
         chosen, free = chosen.at[n].set(best), free.at[best].set(False)
-        return chosen, free, fold(seen, u @ u[best])
+        return chosen, free, fold(seen, product("if,f->i", u, u[best]))
 
     chosen = jnp.zeros(k, jnp.int32).at[0].set(start)
     free = jnp.ones(len(u), bool).at[start].set(False)
-    return jax.lax.fori_loop(1, k, pick, (chosen, free, u @ u[start]))[0]
+    return jax.lax.fori_loop(1, k, pick, (chosen, free, product("if,f->i", u, u[start])))[0]

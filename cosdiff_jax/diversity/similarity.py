@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Array, Bool, Float
 
 from cosdiff_jax.diversity import blockwise
+from cosdiff_jax.diversity.exact import product
 
 RANKED = 1024
 """The largest group whose pairs are all formed and ranked: half a million cosines."""
@@ -24,13 +25,14 @@ RANKED = 1024
 
 @jax.jit
 def unit(f: Float[Array, "... F"]) -> Float[Array, "... F"]:
-    """Scale vectors to length 1, in float32; shorter than 1e-12 becomes zero."""
+    """Scale vectors to length 1, in float32; below its normal range (1.2e-38) becomes zero."""
     f = f.astype(jnp.float32)
     # Dividing by the largest entry first keeps the squares of tiny and huge vectors finite.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(f), axis=-1, keepdims=True))
-    real = largest > 1e-12
+    # Smaller ones are flushed to zero, and so are the reciprocals of those above 2^126.
+    real = largest >= 2.0**-126
     # A where around the division alone would still give 0 * inf = NaN in the gradient.
-    f = jnp.where(real, f, 1.0) / jnp.where(real, largest, 1.0)
+    f = jnp.where(real, f, 1.0) / jnp.where(real, jnp.minimum(largest, 2.0**126), 1.0)
     return jnp.where(real, f * jax.lax.rsqrt(jnp.sum(f**2, axis=-1, keepdims=True)), 0.0)
 
 
@@ -38,7 +40,7 @@ def unit(f: Float[Array, "... F"]) -> Float[Array, "... F"]:
 def cosine_matrix(f: Float[Array, "... N F"]) -> Float[Array, "... N N"]:
     """C_ij = f_i . f_j / (|f_i| |f_j|): O(N^2 F); the diagonal is 1 except for zero vectors."""
     f = unit(f)
-    return jnp.einsum("...nf,...mf->...nm", f, f)
+    return product("...nf,...mf->...nm", f, f)
 
 
 @jax.jit
@@ -68,10 +70,11 @@ def mean_cosine_sharded(
     mesh: Mesh,
     samples: str | Sequence[str],
     prompts: str | Sequence[str] | None = None,
+    mask: Bool[Array, "... N"] | None = None,
 ) -> Float[Array, "..."]:
     """``mean_cosine`` where the samples of one group lie on different devices.
 
-    Each device sums its own unit vectors; one ``psum`` of [..., F + 1] numbers over ``samples``
+    Each device sums its own unit vectors; one ``psum`` of [..., F + 2] numbers over ``samples``
     does the rest, so no pair is ever formed and no feature is gathered.
 
     Args:
@@ -80,20 +83,20 @@ def mean_cosine_sharded(
       samples: mesh axis (or axes) the N axis is split over; their size must divide N.
       prompts: mesh axis (or axes) the first axis is split over, None for none; f then needs a
         leading axis.
+      mask: True marks samples that count, split like ``f``; as for ``mean_cosine``.
 
     Raises:
       ValueError: N < 2, or a mesh axis that does not divide its array axis.
     """
-    count = f.shape[-2]
 
-    def local(f: jax.Array) -> jax.Array:
-        total, squares, _ = _sums(f, None)
-        # One collective: the sum of squares rides along as one more feature.
-        packed = jnp.concatenate([total, squares[..., None]], axis=-1)
+    def local(f: jax.Array, mask: jax.Array | None) -> jax.Array:
+        total, squares, count = _sums(f, mask)
+        # One collective: the sum of squares and the count ride along as two more features.
+        packed = jnp.concatenate([total, squares[..., None], count[..., None]], axis=-1)
         packed = jax.lax.psum(packed, samples)
-        return _mean_from_sums(packed[..., :-1], packed[..., -1], jnp.float32(count))
+        return _mean_from_sums(packed[..., :-2], packed[..., -2], packed[..., -1])
 
-    return _on_mesh(local, f, mesh, samples, prompts)
+    return _on_mesh(local, f, mask, mesh, samples, prompts)
 
 
 @functools.partial(jax.jit, static_argnames="percent")
@@ -158,6 +161,7 @@ def top_cosine_sharded(
     mesh: Mesh,
     samples: str | Sequence[str],
     prompts: str | Sequence[str] | None = None,
+    mask: Bool[Array, "... N"] | None = None,
 ) -> Float[Array, "..."]:
     """``top_cosine`` where the samples of one group lie on different devices.
 
@@ -170,10 +174,10 @@ def top_cosine_sharded(
     _percentage(percent)
     ring = _ring(mesh, samples, prompts)
 
-    def local(f: jax.Array) -> jax.Array:
-        return blockwise.top_mean(unit(f), percent, ring=ring)
+    def local(f: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return blockwise.top_mean(unit(f), percent, mask, ring=ring)
 
-    return _on_mesh(local, f, mesh, samples, prompts)
+    return _on_mesh(local, f, mask, mesh, samples, prompts)
 
 
 def percentile_cosine_sharded(
@@ -182,6 +186,7 @@ def percentile_cosine_sharded(
     mesh: Mesh,
     samples: str | Sequence[str],
     prompts: str | Sequence[str] | None = None,
+    mask: Bool[Array, "... N"] | None = None,
 ) -> Float[Array, "..."]:
     """``percentile_cosine`` where the samples of one group lie on different devices, to 1e-6.
 
@@ -193,10 +198,10 @@ def percentile_cosine_sharded(
     _percentage(percent)
     ring = _ring(mesh, samples, prompts)
 
-    def local(f: jax.Array) -> jax.Array:
-        return blockwise.percentile(unit(f), percent, ring=ring)
+    def local(f: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return blockwise.percentile(unit(f), percent, mask, ring=ring)
 
-    return _on_mesh(local, f, mesh, samples, prompts)
+    return _on_mesh(local, f, mask, mesh, samples, prompts)
 
 
 def _ranked(f: jax.Array, percent: float, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -214,8 +219,9 @@ def _ranked(f: jax.Array, percent: float, mask: jax.Array | None) -> tuple[jax.A
 
 
 def _on_mesh(
-    local: Callable[[jax.Array], jax.Array],
+    local: Callable[[jax.Array, jax.Array | None], jax.Array],
     f: jax.Array,
+    mask: jax.Array | None,
     mesh: Mesh,
     samples: str | Sequence[str],
     prompts: str | Sequence[str] | None,
@@ -227,8 +233,11 @@ def _on_mesh(
     _divides(mesh, samples, f.shape[-2], "samples of a prompt")
     _divides(mesh, prompts, f.shape[0], "prompts")
     rest = [prompts] + [None] * (f.ndim - 3) if f.ndim > 2 else []
-    inside, outside = Spec(*rest, samples, None), Spec(*rest)
-    return jax.shard_map(local, mesh=mesh, in_specs=inside, out_specs=outside)(f)
+    outside, rows = Spec(*rest), Spec(*rest, samples)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, f.shape[:-1])
+    # Vectors are whole, so that the same specification splits both.
+    return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows), out_specs=outside)(f, mask)
 
 
 def _ring(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cosdiff_jax.diversity.alignment import same_captions
+from cosdiff_jax.diversity.exact import product
 from cosdiff_jax.models.clip import CLIP
 from cosdiff_jax.models.vae import AutoencoderKL
 from cosdiff_jax.shapes import Batch, Frozen, Logs, Memory, Params
@@ -27,7 +28,7 @@ def info_nce(
     (https://arxiv.org/abs/2103.00020, figure 3.) Off-diagonal pairs whose captions are ``same``
     are left out of both softmaxes: a right answer is no negative.
     """
-    similarity = scale * jnp.einsum("pf,qf->pq", image, text)
+    similarity = scale * product("pf,qf->pq", image, text)
     pairs = jnp.eye(same.shape[0], dtype=bool)
     similarity = jnp.where(same & ~pairs, jnp.finfo(similarity.dtype).min, similarity)
     right = jnp.diagonal(similarity)
@@ -40,7 +41,7 @@ def retrieval(
     image: Float[Array, "P F"], text: Float[Array, "P F"], same: Bool[Array, "P P"]
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     """1 where the nearest caption of picture p is caption p (or the same one), and the reverse."""
-    similarity = jnp.einsum("pf,qf->pq", image, text)
+    similarity = product("pf,qf->pq", image, text)
     rows = jnp.arange(same.shape[0])
     caption = same[rows, jnp.argmax(similarity, axis=1)]
     picture = same[rows, jnp.argmax(similarity, axis=0)]

@@ -284,7 +284,7 @@ class FlowMatching:
                 projection, held = self.alignment.projection, memory["alignment"]
                 hidden = captions_lib.pooled(captions, projection.layer)
                 text = projection.text(held, hidden)
-                held = projection.after(held, hidden, jnp.mean(real, axis=1))
+                held = projection.after(held, hidden, _group_mean(real, batch.distinct))
                 memory = {**memory, "alignment": held}
             else:
                 assert self.reader is not None  # refused when this was made
@@ -331,6 +331,14 @@ class FlowMatching:
 
 def _row_mean(x: Float[Array, "B *x"]) -> Float[Array, " B"]:
     return x.reshape(x.shape[0], -1).mean(axis=1)
+
+
+def _group_mean(f: Float[Array, "P K F"], counts: Bool[Array, "P K"] | None) -> Float[Array, "P F"]:
+    if counts is None:
+        return jnp.mean(f, axis=1)
+    # A picture that fills its group up again would weigh twice.
+    total = jnp.sum(jnp.where(counts[:, :, None], f, 0.0), axis=1)
+    return total / jnp.maximum(jnp.sum(counts, axis=1), 1)[:, None]
 
 
 def _mean_where(x: jax.Array, counts: jax.Array | None) -> jax.Array:

@@ -78,6 +78,31 @@ def test_fixed_target_and_top_measure():
     np.testing.assert_allclose(fresh(bare, f), similarity.mean_cosine(f) + 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("excess", [0.02, -0.02])
+@pytest.mark.parametrize("read", [False, True], ids=["fixed", "real"])
+def test_a_measure_that_draws_costs_on_average_what_its_expectation_does(excess, read):
+    """Two pairs are off by 0.5: a hinge of each draw would pull below the target as well."""
+    f, real, mean = draw(1, 6, 3) + 0.3, draw(1, 6, 3, seed=1), measure.MeanCosine()
+    target = float(mean(f)[0]) - excess
+    margin = control.RealPictures(margin=target - float(mean(real)[0]))
+    term = control.CosineDiversity(
+        measure=measure.SampledCosine(pairs=2),
+        target=margin if read else control.Fixed(cosine=target),
+    )
+    mask, memory = jnp.ones((1, 6), bool), term.start(9, 3)
+
+    def cost(f, key):
+        return term(f, real, mask, memory=memory, key=key)[0]
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    got = jax.jit(jax.vmap(jax.value_and_grad(cost), (None, 0)))(f, keys)
+    want = jax.value_and_grad(lambda f: jnp.maximum(mean(f)[0] - target, 0.0))(f)
+    for one, wanted in zip(got, want, strict=True):
+        error = np.std(one, axis=0) / np.sqrt(len(keys))
+        assert (np.abs(np.mean(one, axis=0) - wanted) <= 4 * error + 1e-7).all()
+    assert (np.std(got[0]) > 0.1) == (excess > 0)
+
+
 def test_a_prompt_with_one_sample_that_counts_costs_nothing():
     f = jnp.ones((2, 3, 4))
     mask = jnp.array([[True, False, False], [True, True, False]])
@@ -94,7 +119,7 @@ def test_the_bank_adds_partners_but_no_gradient_of_its_own():
     prompt, mask = jnp.array([7, 0, 4]), jnp.ones((3, 2), bool)
     memory = term.start(9, 5)
     memory = term.after(memory, yesterday, mask, jnp.float32(0.5), 0, prompt)
-    np.testing.assert_allclose(term.weight(1, memory), 0.005, rtol=1e-6)
+    np.testing.assert_allclose(term.weight(1, memory), 15.0, rtol=1e-6)
 
     def cost(today, yesterday):
         kept = term.after(term.start(9, 5), yesterday, mask, jnp.float32(0.5), 0, prompt)

@@ -101,6 +101,21 @@ def test_masked_samples_do_not_count_and_order_does_not_matter(form):
     np.testing.assert_allclose(form(f, alone, KEY), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", [m for m in MEASURES if not isinstance(m, measure.SampledCosine)])
+def test_the_gradients_of_samples_follow_their_order(form):
+    f, order = draw(2, 5, 4) + 0.4, np.array([3, 0, 4, 2, 1])
+    mask = jnp.array([[True, True, False, True, True], [True] * 5])
+
+    @jax.jit
+    def slope(f, mask):
+        return jax.grad(lambda f: jnp.array([1.0, -2.0]) @ form(f, mask, KEY))(f)
+
+    want = slope(f, mask)
+    assert (jnp.abs(want).max(axis=(1, 2)) > 1e-3).all() and not want[~mask].any()
+    moved = slope(f[:, order], mask[:, order])
+    np.testing.assert_allclose(moved, want[:, order], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", MEASURES)
 @pytest.mark.parametrize("f", [jnp.zeros((1, 4, 3)), jnp.ones((1, 4, 3)), jnp.eye(4)[None]])
 def test_no_nan_where_samples_are_zero_identical_or_orthogonal(form, f):

@@ -66,7 +66,10 @@ class TestMeasure:
     def test_order_and_length_do_not_matter(self, measure):
         f = draw(2, 6, 4)
         length = jnp.exp(3 * draw(2, 6, 1, seed=1))
-        np.testing.assert_allclose(measure(f), measure(f[:, ::-1] * length), atol=1e-6)
+        moved = f[:, ::-1] * length
+        np.testing.assert_allclose(measure(f), measure(moved), atol=1e-6)
+        slope = jax.grad(lambda f: jnp.array([1.0, -2.0]) @ measure(f))
+        np.testing.assert_allclose(slope(moved) * length, slope(f)[:, ::-1], atol=1e-6)
 
     def test_groups_do_not_meet(self, measure):
         f = draw(3, 4, 5)
@@ -89,11 +92,17 @@ class TestMeasure:
         np.testing.assert_allclose(measure(f), 1, atol=1e-6)
         assert np.isfinite(jax.grad(lambda f: measure(f).sum())(f)).all()
 
-    @pytest.mark.parametrize("size", [1e-8, 1e25])
+    @pytest.mark.parametrize("size", [1e-30, 1e-8, 1e25, 1e30])
     def test_size_of_the_features_does_not_matter(self, measure, size):
         f = draw(2, 4, 5)
         np.testing.assert_allclose(measure(f * size), measure(f), atol=1e-6)
         assert np.isfinite(jax.grad(lambda f: measure(f).sum())(f * size)).all()
+
+    def test_the_slope_is_that_over_the_size(self, measure, size=2.0**99):
+        f = draw(2, 4, 5)
+        slope = jax.grad(lambda f: measure(f).sum())
+        for scale in (size, 1 / size):
+            np.testing.assert_allclose(slope(f * scale) * scale, slope(f), atol=1e-6)
 
     def test_a_descent_step_opens_the_angles(self, measure):
         f = draw(2, 6, 8) + 2
@@ -132,6 +141,17 @@ def test_masked_samples_do_not_count():
 def test_percent_outside_its_range_is_refused(percent):
     with pytest.raises(ValueError, match="top percent"):
         similarity.top_cosine(draw(4, 3), percent)
+
+
+def test_units_reach_down_to_what_float32_can_hold():
+    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    f = jnp.array([[tiny, 0.0], [0.0, -tiny], [huge, huge], [tiny / 2, 0.0], [0.0, 0.0]])
+    half = 0.5**0.5
+    want = [[1, 0], [0, -1], [half, half], [0, 0], [0, 0]]
+    np.testing.assert_allclose(similarity.unit(f), want, atol=1e-6)
+    slope = jax.jacobian(similarity.unit)(f)
+    assert np.isfinite(slope).all() and not slope[3:].any()
+    np.testing.assert_allclose(slope[0, 1, 0, 1] * tiny, 1, rtol=1e-5)
 
 
 def mesh_of(**axes):

@@ -51,6 +51,19 @@ def test_detached_steps_answer_for_what_they_add_themselves():
     chex.assert_trees_all_close(gradient, -seen / 4 * (jnp.arange(4) > 0), rtol=1e-6)
 
 
+def test_steps_are_computed_again_on_the_way_back():
+    """Else the activations of all of them would be kept beside the training pass's own."""
+
+    def backward(predictor):
+        slope = jax.grad(lambda s: predict(predictor, s)[0].sum())
+        return str(jax.make_jaxpr(slope)(jnp.ones(4)))
+
+    for detached in (False, True):
+        rollout = prediction.Rollout(steps=4, gradient_steps=2, detached=detached)
+        assert "checkpoint[" in backward(rollout) or "remat" in backward(rollout)
+    assert not any(word in backward(prediction.OneStep()) for word in ("checkpoint[", "remat"))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

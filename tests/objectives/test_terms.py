@@ -156,6 +156,18 @@ def test_the_target_is_that_of_the_pictures_that_differ(batch):
     assert float(logs["diversity"]) == pytest.approx(excess.mean(), abs=1e-5)
 
 
+def test_the_projection_learns_from_the_pictures_that_differ(batch):
+    """A picture that stands in for a missing one is no second witness of what its caption means."""
+    made = objective(alignment=Alignment(projection=Projection()))
+    short = ragged(batch)
+    _, memory = run(made, short)
+    u = np.asarray(similarity.unit(short.images.reshape(P, K, -1)))
+    means = [u[p, :n].mean(0) for p, n in enumerate((3, 2, 1, 3))]
+    got = memory["alignment"]["mean"][2:]
+    np.testing.assert_allclose(got, np.mean(means, axis=0), atol=1e-6)
+    assert np.abs(got - u.mean((0, 1))).max() > 0.01
+
+
 def test_one_step_estimates_of_one_picture_may_be_alike(batch):
     """Near t = 0 the model gives every picture back: as alike as the data, nothing to pay."""
     early = timestep.LogitNormal(mean=-12.0, std=0.1)
@@ -283,6 +295,46 @@ def test_a_rollouts_cosine_and_its_gradient_are_those_of_a_loop_by_hand(batch, m
     got, want = (jax.jit(jax.value_and_grad(f))(PARAMS) for f in (loss, by_hand))
     assert float(jnp.abs(want[1]["w"]).max()) > 1e-3
     chex.assert_trees_all_close(got, want, rtol=1e-3, atol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads(Whole):
+    """The same with a vector for captions, which is that of all ones."""
+
+    def text(self, frozen, tokens, mask):
+        return similarity.unit(jnp.ones((tokens.shape[0], 12)))
+
+
+def test_alignment_reads_the_very_pictures_that_the_rollouts_end_at(batch):
+    seen, read = [], []
+    rolls = prediction.Rollout(
+        steps=3, gradient_steps=2, guidance=guidance.ClassifierFree(scale=3.0)
+    )
+    term = control.CosineDiversity(schedule=schedule.Constant(value=1.0), target=control.Fixed())
+    made = objective(
+        diversity=term,
+        prediction=rolls,
+        feature=Whole(lambda x: seen.append(np.asarray(x))),
+        alignment=Alignment(),
+        reader=Reads(lambda x: read.append(np.asarray(x))),
+    )
+    logs, _ = run(made, batch)
+    jax.effects_barrier()
+    (drawn,), (looked,) = seen, read
+    np.testing.assert_array_equal(looked, drawn)
+
+    w, z = PARAMS["w"], jax.random.normal(rng.named(KEY, "rollout")["rollout"], batch.images.shape)
+    said = (2 + 3.0 * (batch.tokens.sum(1) - 2)).repeat(K)[:, None, None, None] / 10
+    for t in (1, 2 / 3, 1 / 3):
+        z = z - (w[0] * z + w[1] * t + w[2] * said + w[3]) / 3
+    np.testing.assert_allclose(looked, z, rtol=1e-4, atol=1e-5)
+    u = similarity.unit(z.reshape(P * K, -1))
+    assert float(logs["alignment"]) == pytest.approx(1 - float(u.sum(1).mean()) / 12**0.5, abs=1e-5)
+    # Without a diversity term there is the same to read.
+    alone, _ = run(dataclasses.replace(made, diversity=None, feature=None), batch)
+    jax.effects_barrier()
+    np.testing.assert_allclose(read[1], looked, rtol=1e-6, atol=1e-6)
+    assert float(alone["alignment"]) == pytest.approx(float(logs["alignment"]), rel=1e-6)
 
 
 FORMS = [Cosine(), Contrastive(temperature=0.3)]
