@@ -1,64 +1,108 @@
 """The picture of the README: how different and how faithful each method's pictures are.
 
-    python benchmarks/trade_off.py [--results=benchmarks/results/methods.json]
-        [--trained=benchmarks/results/methods_trained.json] [--out=benchmarks/results]
-        [--x=meaningful_diversity] [--y=all]
+    python benchmarks/trade_off.py [--rows=benchmarks/results/comparison/rows.parquet]
+        [--out=benchmarks/results] [--x=meaningful_diversity] [--y=all]
 
-Reads what ``benchmarks/methods.py`` wrote of the base model and of the one that the main job made
-of it, and draws a point for each method into ``trade_off.png``, ``.svg`` and ``.csv``. Triangles
-cost more evaluations of the velocity than plain sampling. The line joins what no other point beats
-in both.
+Reads the rows of ``configs/study/comparison.py``, every one of which costs a prompt as many calls
+of the network, and draws a point for each way into ``trade_off.png``, ``.svg`` and ``.csv``, the
+mean over seeds where there are several. The CSV has each point's command. The line joins what no
+other point beats in both. Also prints the lines of a table in Markdown, against the base model.
 """
 
 import argparse
-import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 
 from cosdiff_jax.metrics import pareto
 from cosdiff_jax.report import figures
 
-GROUND, TRUE = "independent", "true pictures"
+Row = Mapping[str, Any]
+# Training -> its name in the legend.
+TRAININGS = {
+    "base": "base model",
+    "aligned": "trained without the diversity term",
+    "trained": "trained with it",
+}
+# Measure -> heading of its column, and how its mean and its change are written.
+COLUMNS = {
+    "mean_cosine": ("mean cosine", "{:.3f}", "{:+.3f}", 1),
+    "clip_score": ("CLIP-score", "{:.3f}", "{:+.3f}", 1),
+    "all": ("accuracy, %", "{:.1f}", "{:+.1f}", 100),
+    "meaningful_diversity": ("meaningful diversity", "{:.3f}", "{:+.3f}", 1),
+}
+PLAIN = {"two_objects": ("two objects, %", "{:.0f}", 100), "position": ("places, %", "{:.0f}", 100)}
+PLAIN |= {"frechet": ("Frechet", "{:.3f}", 1), "recall": ("recall, %", "{:.0f}", 100)}
+PLAIN |= {"evaluations": ("evaluations", "{:.0f}", 1), "seconds": ("seconds", "{:.1f}", 1)}
+
+
+def name(row: Row, usual: float) -> str:
+    """Short: the training unless it is the base, the method, the guidance where it is another."""
+    parts = [] if row["training"] == "base" else [row["training"]]
+    parts += [] if row["method"] == "independent" else [row["method"]]
+    parts += [] if row["guidance"] == usual else [f"guidance {row['guidance']:g}"]
+    return " + ".join(parts) or "independent"
+
+
+def mean(rows: Sequence[Row], measure: str) -> float:
+    there = [row[measure] for row in rows if row.get(measure) is not None]
+    return statistics.mean(there) if there else math.nan
+
+
+def line(called: str, rows: Sequence[Row], prefix: str = "") -> str:
+    """Of one way; of one seed a change has its interval over the prompts, bold where 0 is out."""
+    cells = [f"`{called}`" if not prefix else called]
+    for measure, (_, form, signed, factor) in COLUMNS.items():
+        cell = form.format(factor * mean(rows, prefix + measure))
+        change = [rows[0].get(f"{measure}_change{end}") for end in ("", "_low", "_high")]
+        if len(rows) == 1 and not prefix and None not in change:
+            said, low, high = (signed.format(factor * x) for x in change)
+            sure = change[1] > 0 or change[2] < 0
+            cell += f", {f'**{said}**' if sure else said} ({low} to {high})"
+        cells.append(cell)
+    for measure, (_, form, factor) in PLAIN.items():
+        value = factor * mean(rows, prefix + measure)
+        cells.append(form.format(value) if math.isfinite(value) else "")
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     results = Path("benchmarks/results")
-    parser.add_argument("--results", type=Path, default=results / "methods.json")
-    parser.add_argument("--trained", type=Path, default=results / "methods_trained.json")
+    parser.add_argument("--rows", type=Path, default=results / "comparison" / "rows.parquet")
     parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--x", default="meaningful_diversity")
     parser.add_argument("--y", default="all")
     args = parser.parse_args()
-    base, trained = (
-        {row["method"]: row for row in json.loads(path.read_text())["rows"]}
-        for path in (args.results, args.trained)
-    )
-    true = base.pop(TRUE)
-    plain = base[GROUND]["evaluations"]
-    after = {
-        "trained" if name == GROUND else f"trained + {name}": row
-        for name, row in trained.items()
-        if name != TRUE
-    }
-    rows = base | after
-    points = {name: (row[args.x], row[args.y]) for name, row in rows.items()}
+    rows = pq.read_table(args.rows).to_pylist()
+    guidances = [row["guidance"] for row in rows]
+    usual = max(dict.fromkeys(guidances), key=guidances.count)
+    ways: dict[str, list[Row]] = {}
+    for row in rows:
+        ways.setdefault(name(row, usual), []).append(row)
+    points = {way: (mean(of, args.x), mean(of, args.y)) for way, of in ways.items()}
     front = pareto.front(np.array(list(points.values())))
     best = sorted(at for at, there in zip(points.values(), front, strict=True) if there)
+    true = mean(rows, f"true_{args.x}"), mean(rows, f"true_{args.y}")
+    colours = dict(
+        zip(TRAININGS, (figures.COLOURS[1], figures.COLOURS[4], figures.COLOURS[0]), strict=True)
+    )
 
     def draw(axes: Axes) -> None:
         axes.plot(*zip(*best, strict=True), color=figures.GREY, linewidth=1, zorder=1)
-        for name, at in points.items():
-            dear = rows[name]["evaluations"] > plain
-            colour = "black" if name == GROUND else figures.COLOURS[1 if name in base else 0]
-            size = 60 if name in (GROUND, "trained") else 36
-            axes.scatter(*at, zorder=2, color=colour, s=size, marker="^" if dear else "o")
-        axes.axvline(true[args.x], color=figures.GREY, linestyle=":")
+        for way, at in points.items():
+            colour = "black" if way == "independent" else colours[ways[way][0]["training"]]
+            axes.scatter(*at, zorder=2, color=colour, s=60 if way in plain else 36)
+        axes.axvline(true[0], color=figures.GREY, linestyle=":")
         axes.annotate(
-            f"{TRUE}\n(the other axis: {true[args.y]:.2f})",
-            (true[args.x], 1),
+            f"true pictures\n(the other axis: {true[1]:.2f})",
+            (true[0], 1),
             xycoords=("data", "axes fraction"),
             xytext=(-4, -4),
             textcoords="offset points",
@@ -66,18 +110,24 @@ def main() -> None:
             va="top",
             fontsize=8,
         )
-        for mark, told in (("o", f"{plain:g} evaluations a prompt"), ("^", "more")):
-            axes.scatter([], [], color=figures.GREY, marker=mark, s=36, label=told)
-        for colour, told in ((1, "base model"), (0, "after the longer main job")):
-            axes.scatter([], [], color=figures.COLOURS[colour], s=36, label=told)
+        for training, told in TRAININGS.items():
+            if any(of[0]["training"] == training for of in ways.values()):
+                axes.scatter([], [], color=colours[training], s=36, label=told)
         axes.legend(loc="lower left", fontsize=8)
         axes.margins(0.1, 0.16)
         axes.set_xlabel(figures.called(args.x))
         axes.set_ylabel(figures.called(args.y))
-        figures.names(axes, points, bold=GROUND)
+        figures.names(axes, points, bold="independent")
 
-    table = [["method", args.x, args.y], *([name, *at] for name, at in points.items())]
+    plain = ("independent", *TRAININGS)
+    table = [["method", args.x, args.y, "command"]]
+    table += [[way, *at, ways[way][0]["command"]] for way, at in points.items()]
     made = figures.save(args.out, "trade_off", "Different and faithful", draw, table, size=(8, 5.2))
+    headings = ["", *(c[0] for c in COLUMNS.values()), *(c[0] for c in PLAIN.values())]
+    print(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
+    for way, of in ways.items():
+        print(line(way, of))
+    print(line("true pictures", rows[:1], "true_"))
     print(f"written to {made.file}")
 
 

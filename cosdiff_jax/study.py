@@ -189,19 +189,29 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
     """Of each row what it has more than the base model, prompt by prompt; {} of what has none.
 
     That is the base model drawn independently of the same prompts, from the same noise and with
-    the same guidance; of the base model at other guidances, at the one that most rows have.
+    the same guidance; of the base model at other guidances, at the one that most rows have. Where
+    nothing was drawn like that in as many steps, as in a comparison at one price, it is the one
+    drawn in another number of them.
     """
     plain: dict[tuple, int] = {}
     for number, row in enumerate(rows):
         if row["training"] == "base" and setting.is_plain(row):
             plain[_alike(row)] = number
+    in_any: dict[tuple, list[int]] = {}
+    for alike, number in plain.items():
+        in_any.setdefault(alike[1:], []).append(number)
+
+    def ground(row: Mapping[str, Any]) -> int | None:
+        same, others = plain.get(_alike(row)), in_any.get(_alike(row)[1:], [])
+        return others[0] if same is None and len(others) == 1 else same
+
     guidances = [row["guidance"] for row in rows]
     usual = max(dict.fromkeys(guidances), key=guidances.count)
     found: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
-        other = plain.get(_alike(row))
+        other = ground(row)
         if other == number:
-            other = plain.get(_alike({**row, "guidance": usual}))
+            other = ground({**row, "guidance": usual})
         if other is None or other == number:
             found.append({})
             continue
@@ -218,7 +228,7 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
 
 
 def _alike(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    names = ("seed", "guidance", "num", "prompts", "steps", "ema")
+    names = ("steps", "seed", "guidance", "num", "prompts", "ema")
     return tuple(row.get(name) for name in names)
 
 

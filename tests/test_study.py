@@ -475,14 +475,15 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
             (folder / "survey.json").write_text(json.dumps({"shards": 1, "prompts": 30}))
 
     base = {"training": "base", "weight": 0.0}
-    drawn("a", 0.1)
-    drawn("b", 0.0, **base)
+    drawn("a", 0.1, steps=25)
+    drawn("b", 0.0, steps=25, **base)
     drawn("c", 0.3, guidance=2.5, **base)
     drawn("d", 0.35, guidance=2.5)
-    drawn("e", 0.2, method="relevance", **base)
-    drawn("f", 0.2, seed=1)  # the base was not drawn with this one
-    drawn("h", 0.4, sample="repulsion.name=svgd", **base)
-    drawn("g", 0.2)
+    # At one price, what chooses among more takes fewer steps than anything was drawn in plainly.
+    drawn("e", 0.2, steps=12, method="relevance", **base)
+    drawn("f", 0.2, steps=25, seed=1)  # the base was not drawn with this one
+    drawn("h", 0.4, steps=25, sample="repulsion.name=svgd", **base)
+    drawn("g", 0.2, steps=25)
     (tmp_path / "drawings" / "g").rename(tmp_path / "elsewhere")
     study.gather(tmp_path)
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
