@@ -52,9 +52,8 @@ lint: env
 
 # On a CPU, XLA takes and frees the same large buffers in every step; glibc hands them back to the
 # system by default, which then clears their pages anew. Keeping them saves a tenth of a step or
-# more where a model is trained on latents (benchmarks/results/fuse_dit_step.json). Large pages are
-# cheaper to clear.
-KEEP := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=100000000000
+# more where a model is trained on latents (benchmarks/results/fuse_dit_step.json).
+KEEP := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=100000000000
 
 # Trains the embedded models anew, in the order they need one another, and puts them in place.
 assets: env
