@@ -59,7 +59,7 @@ def measured(changes: tuple[str, ...], steps: int) -> tuple[list[float], float]:
         report = json.loads((Path(folder) / "run" / "report.json").read_text())
         recipe = json.loads((Path(folder) / "run" / "model" / "recipe.json").read_text())
     rows = recipe["data"]["prompts"] * recipe["data"]["samples"]
-    rates = [json.loads(line)["images_per_second"] for line in lines]
+    rates = [json.loads(line).get("images_per_second") for line in lines]  # the first has none
     (peak,) = (value for name, value in report.items() if name.endswith("_peak_mib"))
     return [rows / rate for rate in rates if rate], peak
 

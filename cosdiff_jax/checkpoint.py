@@ -3,7 +3,8 @@
 Orbax writes each step into a temporary folder and renames it, so a killed save leaves no folder
 that looks whole. A disk can still lose or garble bytes afterwards; therefore every finished step
 is sealed with the size and CRC of each of its files, and a step whose seal does not match is
-passed over in favour of the one before it.
+passed over in favour of the one before it. ``recipe.json`` in the run's own folder says whose it is
+before there is a first step.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from jax.experimental import multihost_utils
 from cosdiff_jax.shapes import Params, TrainState
 
 _SEAL = "seal.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"
 _log = logging.getLogger(__name__)
 
 
@@ -40,12 +42,13 @@ class Restored:
 def claim(workdir: str | Path) -> Iterator[None]:
     """Keep every other process from writing to a local folder meanwhile.
 
-    A killed process leaves nothing behind: the lock is the operating system's. Buckets have none.
+    A killed process leaves nothing behind: the lock is the operating system's. Buckets have none,
+    and of several hosts the first one claims.
 
     Raises:
       ValueError: another process is at work there, or nothing can be written there.
     """
-    if "://" in str(workdir):
+    if "://" in str(workdir) or jax.process_index():
         yield
         return
     try:
@@ -78,14 +81,19 @@ class Checkpoints:
         if not remote:
             # Orbax finds nothing, and says nothing, where a path is relative.
             self.folder = self.folder.resolve()
-        if write and not remote and jax.process_index() == 0:
+        unfinished = [] if remote else list(self.folder.glob(f"*{_UNFINISHED}*"))
+        self._unfinished = {
+            int(n) for path in unfinished if (n := path.name.split(".")[0]).isdigit()
+        }
+        if write and jax.process_index() == 0:
             # Orbax would do it in a thread, which complains where a program ends soon.
-            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                unfinished.rmtree()
+            for path in unfinished:
+                path.rmtree()
+        self._recipe = self.folder.parent / "recipe.json"
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=max(keep, 1),
+                max_to_keep=keep,
                 create=write,
                 cleanup_tmp_directories=write and remote,
                 enable_async_checkpointing=False,
@@ -134,6 +142,7 @@ class Checkpoints:
           ValueError: every checkpoint present is damaged; starting anew would bury the run.
         """
         steps, said = self.steps(), ""
+        self._tell_unfinished(steps)
         for position, step in enumerate(steps):
             reason = self._damage(step)
             if reason is None:
@@ -150,9 +159,7 @@ class Checkpoints:
                 except Exception as error:  # Orbax and TensorStore raise many kinds
                     # Whole, but of another state: what a term remembers may change its shape.
                     said = reason = str(error).split("\n")[0].split(". ")[0][:200]
-            older = steps[position + 1] if position + 1 < len(steps) else None
-            instead = f"using step {older} instead" if older is not None else "no older one is left"
-            _log.warning("checkpoint %d is damaged (%s); %s", step, reason, instead)
+            self._tell(step, f"is damaged ({reason})", steps[position + 1 :])
         if steps:
             wrong = f"are damaged or of another state ({said})" if said else "are damaged"
             raise ValueError(
@@ -160,6 +167,30 @@ class Checkpoints:
                 "anew"
             )
         return None
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Write down whose folder this is, before anything of the run is in it.
+
+        Args:
+          config: the resolved config (JSON).
+        """
+        if jax.process_index() == 0:
+            # Whole or not at all: a run may be killed here.
+            half = self._recipe.with_name(self._recipe.name + ".part")
+            half.write_text(json.dumps(config, indent=1) + "\n")
+            half.replace(self._recipe)
+
+    def begun(self) -> dict[str, Any] | None:
+        """The config that the run of this folder was last started with; None where there is none.
+
+        A run that was killed before its first checkpoint has left no other.
+        """
+        if self._recipe.exists():
+            try:
+                return json.loads(self._recipe.read_text())
+            except ValueError as error:
+                _log.warning("%s cannot be read: %s", self._recipe, error)
+        return self.config()
 
     def config(self) -> dict[str, Any] | None:
         """The config of the newest step whose config can be read."""
@@ -183,10 +214,12 @@ class Checkpoints:
         Raises:
           ValueError: there is no whole checkpoint.
         """
-        for step in self.steps():
+        steps = self.steps()
+        self._tell_unfinished(steps)
+        for position, step in enumerate(steps):
             reason = self._damage(step)
             if reason is not None:
-                _log.warning("checkpoint %d is damaged (%s)", step, reason)
+                self._tell(step, f"is damaged ({reason})", steps[position + 1 :])
                 continue
             reader, place = ocp.PyTreeCheckpointer(), self.folder / str(step) / "state"
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -219,6 +252,16 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being written."""
         self._manager.close()
+
+    def _tell_unfinished(self, steps: list[int]) -> None:
+        """Newer steps whose save was cut short; to a reader it may be one that is going on."""
+        for step in sorted(self._unfinished, reverse=True):
+            if not steps or step > steps[0]:
+                self._tell(step, "is unfinished (its save did not come to its end)", steps)
+
+    def _tell(self, step: int, what: str, older: list[int]) -> None:
+        instead = f"using step {older[0]} instead" if older else "no older one is left"
+        _log.warning("checkpoint %d %s; %s", step, what, instead)
 
     def _damage(self, step: int) -> str | None:
         folder = self.folder / str(step)

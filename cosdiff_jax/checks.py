@@ -18,10 +18,25 @@ from cosdiff_jax.report import record
 from cosdiff_jax.shapes import Batch, Frozen
 
 # Fields that may change between two parts of one run: they do not touch what is computed.
+# Of ``sample`` those that say when a run looks, how much at once, and what `generate` does with
+# candidates: a first and a last look that are not drawn alike cannot be compared.
 _FREE = (
-    *("recipe", "steps", "log_every", "checkpoint", "sample", "mesh", "export", "data.threads"),
-    "wandb",
+    *("recipe", "steps", "log_every", "checkpoint", "mesh", "export", "data.threads", "wandb"),
+    *("sample.every", "sample.measure", "sample.rows"),
+    *("sample.pruning", "sample.pruned_from", "sample.selection"),
 )
+
+# The least that numbers can be, by field; of ``sample`` some are read where pictures are drawn,
+# another where there are none.
+_LEAST = {
+    **dict.fromkeys(("steps", "log_every", "checkpoint.every", "checkpoint.keep"), 1),
+    **dict.fromkeys(("data.prompts", "data.samples", "data.context", "sample.every"), 1),
+    **dict.fromkeys(("optimizer.accumulate", "optimizer.ema.every"), 1),
+    **dict.fromkeys(("data.threads", "sample.measure"), 0),
+    **dict.fromkeys((f"optimizer.{name}" for name in ("rate", "warmup", "floor", "clip")), 0),
+}
+_DRAWN = tuple(f"sample.{name}" for name in ("prompts", "shown", "num", "steps", "rows"))
+_UNDRAWN = ("sample.batches",)
 
 
 def recipe(config: Any) -> None:
@@ -31,6 +46,7 @@ def recipe(config: Any) -> None:
       ValueError: what is wrong and what to do.
     """
     flow = config.objective.name == "flow_matching"
+    _numbers(config, {**_LEAST, **dict.fromkeys(_DRAWN if flow else _UNDRAWN, 1)})
     diversity = flow and config.objective.flow_matching.diversity.name != "none"
     if diversity and config.data.samples < 2:
         raise ValueError(
@@ -42,20 +58,43 @@ def recipe(config: Any) -> None:
         _controller(config.objective.flow_matching.diversity.cosine)
     aligned = config.objective.flow_matching.alignment
     form = aligned.get(aligned.name, {}).get("form", {"name": "none"})["name"]
-    together = config.data.prompts // max(config.optimizer.accumulate, 1)
+    together = config.data.prompts // config.optimizer.accumulate
     if flow and form == "contrastive" and together < 2:
         raise ValueError(
             f"data.prompts = {config.data.prompts}: contrastive alignment tells a batch's captions "
             "apart and needs at least 2 (in each part that optimizer.accumulate makes); raise "
             f"data.prompts or set objective.flow_matching.alignment.{aligned.name}.form.name=cosine"
         )
-    for field in ("prompts", "samples", "context"):
-        if config.data[field] < 1:
-            raise ValueError(f"data.{field} must be at least 1, not {config.data[field]}")
-    if config.steps < 1 or config.log_every < 1 or config.checkpoint.every < 1:
-        raise ValueError("steps, log_every and checkpoint.every must be at least 1")
     # Here, not where the record is opened: a missing package is told before anything is prepared.
     record.Wandb(**config.wandb)
+
+
+def _numbers(config: Any, least: Mapping[str, int]) -> None:
+    """Refuse numbers that would end in a division by zero, or in nothing, later on.
+
+    Args:
+      config: the recipe.
+      least: what fields must at least be.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    for field, lowest in least.items():
+        value = functools.reduce(lambda tree, name: tree[name], field.split("."), config)
+        if not value >= lowest:  # not a number is no number
+            raise ValueError(f"{field} must be at least {lowest}, not {value}")
+    if not 0 <= config.optimizer.ema.decay < 1:
+        raise ValueError(
+            f"optimizer.ema.decay must lie in [0, 1), not {config.optimizer.ema.decay}"
+        )
+    prompts, parts = config.data.prompts, config.optimizer.accumulate
+    if prompts % parts:
+        raise ValueError(
+            f"data.prompts = {prompts} does not divide into optimizer.accumulate = {parts} parts"
+        )
+    for axis, size in config.mesh.items():
+        if size < 1 and size != -1:
+            raise ValueError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
 
 
 def _controller(knobs: Any) -> None:
@@ -149,7 +188,7 @@ def same_run(config: Any, before: Mapping[str, Any] | None, workdir: str) -> Non
 
     Args:
       config: the recipe asked for.
-      before: the config stored in the folder's newest checkpoint, or None.
+      before: the config that the folder's run was last started with, or None.
       workdir: the folder.
 
     Raises:

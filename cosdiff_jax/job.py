@@ -49,12 +49,11 @@ class Job:
 
 
 def prepare(config: Any) -> Job:
-    """Build a recipe.
+    """Build a recipe, which ``checks.recipe`` has looked at.
 
     Raises:
       ValueError: something in it cannot be.
     """
-    checks.recipe(config)
     role = modules.TRAINED[config.objective.name]
     objective, needs = build.objective(config)
     words = build.tokenizer(config.tokenizer)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from cosdiff_jax.data.groups import to_float, to_uint8
 from cosdiff_jax.features.clip import see
 from cosdiff_jax.metrics import clip_score, cosine, frechet
-from cosdiff_jax.sampler import Sampler
+from cosdiff_jax.sampler import Sampler, even
 from cosdiff_jax.shapes import Batch, Frozen, Params
 
 Groups = UInt8[np.ndarray, "P K X Y C"]
@@ -36,6 +36,10 @@ class Measured(NamedTuple):
 
 Measure = Callable[[Groups], Measured]
 """Groups of pictures of the judge's own prompts -> measures by name."""
+
+
+def _never() -> bool:
+    return False
 
 
 def together(
@@ -91,8 +95,18 @@ class Judge(Protocol):
         """Real pictures of the prompts shown, or None."""
         ...
 
-    def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
-        """Draw the fixed prompts; with ``measure`` also compute the numbers."""
+    def __call__(
+        self,
+        params: Params,
+        frozen: Frozen,
+        *,
+        measure: bool,
+        stop: Callable[[], bool] = _never,
+    ) -> Look | None:
+        """Draw the fixed prompts; with ``measure`` also compute the numbers.
+
+        ``stop`` is asked again and again; None comes back where it has said yes.
+        """
         ...
 
 
@@ -138,19 +152,36 @@ class Drawn:
     def _truth(self) -> Table:
         return self.measured(self.groups).table
 
-    def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
+    def __call__(
+        self,
+        params: Params,
+        frozen: Frozen,
+        *,
+        measure: bool,
+        stop: Callable[[], bool] = _never,
+    ) -> Look | None:
         """Draw; without ``measure`` only the prompts shown."""
-        number = len(self.prompts) if measure else self.shown
-        drawn = to_uint8(
-            self.sampler(
+        number, samples = len(self.prompts) if measure else self.shown, self.groups.shape[1]
+        # As many at once as the sampler itself would draw of all: the same program, the same bits.
+        chunk = even(number, max(1, self.sampler.rows // samples))
+        parts = []
+        for start in range(0, number, chunk):
+            if stop():
+                return None
+            rows = np.arange(start, start + chunk) % number
+            images = self.sampler(
                 params,
                 frozen,
-                self.tokens[:number],
-                self.mask[:number],
+                self.tokens[rows],
+                self.mask[rows],
                 self.key,
-                num=self.groups.shape[1],
+                num=samples,
+                seeds=rows,
             )
-        )
+            parts.append(to_uint8(images))
+        drawn = np.concatenate(parts)[:number]
+        if stop():
+            return None
         table, each = self.measured(drawn) if measure else Measured({}, [])
         return Look(table=table, images=drawn[: self.shown], each=each)
 
@@ -249,11 +280,20 @@ class HeldOut:
     def _logs(self) -> Callable:
         return jax.jit(lambda *args: self.objective(*args)[1][0])
 
-    def __call__(self, params: Params, frozen: Frozen, *, measure: bool) -> Look:
+    def __call__(
+        self,
+        params: Params,
+        frozen: Frozen,
+        *,
+        measure: bool,
+        stop: Callable[[], bool] = _never,
+    ) -> Look | None:
         """Average the logs over the held-out batches."""
         total: Table = {}
         stream = self.batches() if measure else iter(())
         for index, rows in zip(range(self.number), stream, strict=False):
+            if stop():
+                return None
             batch = Batch(**jax.tree.map(jnp.asarray, rows))
             logs = self._logs(params, frozen, batch, jax.random.key(index), jnp.int32(0), {})
             for name, value in logs.items():

@@ -2,7 +2,8 @@
 
     python -m cosdiff_jax.train --config=configs/fusion_div.py --workdir=runs/fusion_div
 
-The same command resumes. Ctrl-C or SIGTERM saves and exits with 0; a second Ctrl-C leaves at once.
+The same command resumes. Ctrl-C or SIGTERM saves what there is to save and exits with 0; a second
+Ctrl-C leaves at once.
 """
 
 import contextlib
@@ -17,30 +18,21 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from cosdiff_jax import checkpoint, checks, host, optimizer, sharding
 from cosdiff_jax import job as job_lib
 from cosdiff_jax.models import layers
-from cosdiff_jax.report import curves, grid, measures, page, record
-from cosdiff_jax.report import facts as facts_lib
+from cosdiff_jax.report import record
+from cosdiff_jax.report import run as report
 from cosdiff_jax.shapes import TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/fusion_div.py:tiny")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs, grids, report")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster")
-
-# What the progress bar has room for, of what the objective logs.
-SHOWN = {
-    **{name: name for name in ("loss", "flow", "diversity", "alignment", "anchor", "lambda")},
-    **{"mean_cosine": "cosine", "psnr": "psnr", "accuracy": "accuracy"},
-    "images_per_second": "images/s",
-}
 
 _log = logging.getLogger("cosdiff_jax")
 
@@ -53,14 +45,19 @@ def train(config, workdir: str) -> TrainState:
       workdir: where everything goes; resumed from if it holds a checkpoint of the same recipe.
 
     Raises:
-      ValueError: something the user can put right, in one line.
+      ValueError, OSError: something the user can put right, in one line.
     """
     began, stop = time.monotonic(), Stop()
+    checks.recipe(config)
     mesh = sharding.make_mesh(**config.mesh)
-    kept = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
-    precision = layers.precision(config.matmul_precision)
-    with kept as checkpoints, jax.set_mesh(mesh), precision:
-        checks.same_run(config, checkpoints.config(), workdir)
+    with (
+        jax.set_mesh(mesh),
+        layers.precision(config.matmul_precision),
+        checkpoint.claim(workdir),
+        checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
+        contextlib.ExitStack() as held,
+    ):
+        checks.same_run(config, checkpoints.begun(), workdir)
         job = job_lib.prepare(config)
         stream = job.stream(jax.process_index(), jax.process_count())
         start = stream.get_state()
@@ -86,10 +83,18 @@ def train(config, workdir: str) -> TrainState:
         places = sharding.place(shapes, mesh)
         state = jax.jit(init, out_shardings=places)(key, frozen, example, initial)
         restored = checkpoints.restore(checkpoint.abstract(state), repair=True)
+        looked = False  # at the step that the state is in
         if restored is not None:
+            if restored.step > config.steps:
+                raise ValueError(
+                    f"steps = {config.steps}, but {workdir} is at step {restored.step} already: "
+                    "raise steps or choose another --workdir"
+                )
             state = restored.state
             stream.set_state(restored.data["stream"])
             began -= restored.data["seconds"]
+            # The last look is what the report is made of.
+            looked = restored.data.get("looked", True) and restored.step < config.steps
             _log.info("resumed %s from step %d of %d", workdir, restored.step, config.steps)
 
         value_and_grad = optimizer.accumulated(
@@ -122,31 +127,42 @@ def train(config, workdir: str) -> TrainState:
 
         def save():
             place = {"stream": stream.get_state(), "seconds": time.monotonic() - began}
-            checkpoints.save(state, place, recipe)
+            checkpoints.save(state, {**place, "looked": looked}, recipe)
 
+        stop.preparing = False  # from here on there is something to save
+        checkpoints.begin(recipe)
         step, first = int(state.step), jax.process_index() == 0
         wandb = record.Wandb(**config.wandb)
         log = record.Record(workdir, step, write=first, wandb=wandb, config=recipe)
-        if not step:
-            look(job, frozen, state, workdir, log)
-        rows = example.tokens.shape[0] * config.data.samples
-        meter = record.Meter(rows)
-        bar = tqdm(
-            total=config.steps,
-            initial=step,
-            unit="step",
-            disable=None if os.isatty(2) else False,
-            mininterval=1.0 if os.isatty(2) else 10.0,
-            dynamic_ncols=True,
-        )
-        last = None
-        while step < config.steps and not stop.asked:
+        meter = record.Meter(example.tokens.shape[0] * config.data.samples)
+        bar = held.enter_context(record.bar(step, config.steps))
+        last = table = None
+        while True:
+            ends, keeps = step == config.steps, step % config.checkpoint.every == 0
+            measures = ends or not step or divides(config.sample.measure, step)
+            looks = not looked and (measures or divides(config.sample.every, step))
+            if looks or keeps:
+                jax.block_until_ready(last)
+                meter.pause(step)
+            if ends:
+                bar.close()
+                save()
+            if looks:
+                # Before it is saved: what a run killed in between has not kept, it does again.
+                table = look(job, frozen, state, workdir, log, stop, measure=measures)
+                looked = table is not None
+            if ends or stop.asked:
+                break
+            if keeps and step:
+                save()
+            if last is not None:  # the first step compiles
+                meter.run(step)
             batch = sharding.to_device(next(stream), mesh)
             state, logs = train_step(state, frozen, batch)
             # One step runs while the next is prepared; more would run on after a signal.
-            jax.block_until_ready(last)
+            jax.block_until_ready(logs["loss"] if last is None else last)
             last = logs["loss"]
-            step += 1
+            step, looked = step + 1, False
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in logs.items()}
                 if not math.isfinite(values["loss"]):
@@ -154,29 +170,28 @@ def train(config, workdir: str) -> TrainState:
                         f"the loss is {values['loss']} at step {step}; the last good checkpoint "
                         "stands: lower optimizer.rate or look at the data"
                     )
-                values["images_per_second"] = meter.rate(step)
+                values |= meter.rate(step)
                 log.write(step, values)
-                bar.set_postfix_str(brief(values))
+                bar.set_postfix_str(record.brief(values))
             bar.update()
-            if step < config.steps:
-                # Looked at first: what a run killed in between has not kept, it does again.
-                measure = bool(config.sample.measure) and step % config.sample.measure == 0
-                if measure or step % config.sample.every == 0:
-                    look(job, frozen, state, workdir, log, measure=measure)
-                if step % config.checkpoint.every == 0:
-                    save()
         bar.close()
         save()
-        if step < config.steps:
-            log.close()
+        log.close()
+        if table is None or step < config.steps:
             _log.info("stopped and saved at step %d; the same command goes on", step)
             return state
-        table = look(job, frozen, state, workdir, log)
-        log.close()
         seconds = time.monotonic() - began
         model = epath.Path(workdir) / "model"
         job_lib.export(config, job, state.ema, model, seconds=seconds, table=table)
-        report(job, config, workdir, seconds)
+        if first:
+            report.write(
+                workdir,
+                recipe,
+                captions=job.judge.captions,
+                truth=job.judge.truth,
+                real=job.judge.real,
+                seconds=seconds,
+            )
     return state
 
 
@@ -186,94 +201,39 @@ def look(
     state: TrainState,
     workdir: str,
     log: record.Record,
+    stop: "Stop",
     *,
-    measure: bool = True,
-) -> dict:
-    """Draw the fixed prompts with the averaged weights, measure; keep both, in samples/ and log."""
-    seen = job.judge(state.ema, frozen, measure=measure)
-    if jax.process_index():
-        return seen.table
-    step = int(state.step)
-    log.look(step, seen.table, seen.images)
-    stem = epath.Path(workdir) / "samples" / f"step_{step:07d}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    if seen.images is not None:
-        grid.write_png(stem.with_suffix(".png"), seen.images, job.judge.captions)
-        with stem.with_suffix(".npy").open("wb") as file:
-            np.save(file, seen.images)
-    if measure:
-        stem.with_suffix(".json").write_text(json.dumps(seen.table, indent=1) + "\n")
-        lines = "".join(json.dumps(one) + "\n" for one in seen.each)
-        stem.with_suffix(".jsonl").write_text(lines)
+    measure: bool,
+) -> dict | None:
+    """Draw the fixed prompts with the averaged weights, measure; keep both, in samples/ and log.
+
+    After a signal nothing is kept, and None comes back: half a look is none.
+    """
+    seen = job.judge(state.ema, frozen, measure=measure, stop=lambda: stop.asked)
+    if seen is None:
+        return None
+    if jax.process_index() == 0:
+        step = int(state.step)
+        log.look(step, seen.table, seen.images)
+        report.keep_pictures(workdir, step, seen.images, job.judge.captions)
+        if measure:
+            report.keep_measures(workdir, step, seen.table, seen.each)
     return seen.table
 
 
-def load_each(stem: epath.Path) -> dict[int, dict[str, float]]:
-    """Number of each prompt -> its measures; {} of a run begun before ``look`` kept them."""
-    place = stem.with_suffix(".jsonl")
-    lines = place.read_text().splitlines() if place.exists() else []
-    return {number: json.loads(line) for number, line in enumerate(lines)}
-
-
-def load_pictures(stem: epath.Path) -> np.ndarray:
-    """The pictures that ``look`` kept."""
-    with stem.with_suffix(".npy").open("rb") as file:
-        return np.load(file)
-
-
-def report(job: job_lib.Job, config, workdir: str, seconds: float) -> None:
-    """The first and the last look beside the true distribution: report.html and report.json."""
-    if jax.process_index():
-        return
-    first, last = (epath.Path(workdir) / "samples" / f"step_{n:07d}" for n in (0, config.steps))
-    tables = [json.loads(stem.with_suffix(".json").read_text()) for stem in (first, last)]
-    changes = measures.changes(load_each(first), load_each(last))
-    peak, whose = facts_lib.peak()
-    result = {
-        "seconds": round(seconds),
-        "steps": config.steps,
-        "seed": config.seed,
-        f"{whose}_peak_mib": round(peak),
-        "machine": facts_lib.machine(),
-        "versions": facts_lib.versions(),
-        "before": tables[0],
-        "after": tables[1],
-        "true": job.judge.truth,
-        "change": {name: interval._asdict() for name, interval in changes.items()},
-    }
-    place = epath.Path(workdir) / "report.json"
-    place.write_text(json.dumps(result, indent=1) + "\n")
-    facts = {
-        "wall time": facts_lib.duration(seconds),
-        "peak memory": f"{peak / 1024:.1f} GiB of the {whose}",
-        "steps": config.steps,
-        "seed": config.seed,
-        "machine": result["machine"],
-        "versions": result["versions"],
-    }
-    nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
-    before = after = nothing
-    if job.judge.real is not None:
-        before, after = (load_pictures(stem) for stem in (first, last))
-    page.write(
-        epath.Path(workdir) / "report.html",
-        title=f"{config.objective.name.replace('_', ' ').capitalize()} on {config.data.name}",
-        captions=job.judge.captions,
-        before=before,
-        after=after,
-        true=job.judge.real,
-        rows=page.table(tables[0], tables[1], job.judge.truth, changes),
-        curves=curves.read(epath.Path(workdir) / "metrics.jsonl"),
-        facts=facts,
-        config=json.loads(config.to_json_best_effort()),
-    )
+def divides(every: int, step: int) -> bool:
+    """Whether something that comes every so many steps, or at 0 never, comes at this one."""
+    return every > 0 and step % every == 0
 
 
 class Stop:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads between two steps."""
+    """Turns SIGINT and SIGTERM into a flag, read between two steps and two portions of a look.
+
+    Until the first of them there is nothing to save: while ``preparing`` a signal leaves at once.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.preparing = False, True
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
@@ -281,12 +241,11 @@ class Stop:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step (Ctrl-C again leaves at once)", file=sys.stderr)
-
-
-def brief(values: dict[str, float]) -> str:
-    """The few numbers that fit beside a progress bar."""
-    return " ".join(f"{SHOWN[n]} {values[n]:.3g}" for n in SHOWN if n in values)
+        # Not print: the signal may have come within one.
+        if self.preparing:
+            os.write(2, b"\nstopped with nothing to save yet; the same command begins again\n")
+            sys.exit(0)
+        os.write(2, b"\nstopping, and saving (Ctrl-C again leaves at once)\n")
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -323,13 +282,9 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     try:
-        workdir = str(WORKDIR.value)
-        with contextlib.ExitStack() as held:
-            if jax.process_index() == 0:
-                held.enter_context(checkpoint.claim(workdir))
-            train(CONFIG.value, workdir)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        train(CONFIG.value, str(WORKDIR.value))
+    except (OSError, ValueError) as error:  # a full disk is the user's to mend, too
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,79 @@ def test_a_run_may_begin_or_leave_weights_and_biases_when_it_goes_on(monkeypatch
     # A missing package is told before anything is prepared.
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install .cosdiff_jax\[wandb\]"):
-        job.prepare(config)
+        checks.recipe(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        *((f"sample.{name}", 0, "at least 1") for name in ("every", "prompts", "shown", "num")),
+        *((f"sample.{name}", 0, "at least 1") for name in ("steps", "rows")),
+        ("sample.measure", -1, "at least 0"),
+        ("data.prompts", 0, "at least 1"),
+        ("data.threads", -1, "at least 0"),
+        ("steps", 0, "at least 1"),
+        ("log_every", 0, "at least 1"),
+        ("checkpoint.every", 0, "at least 1"),
+        ("checkpoint.keep", 0, "at least 1"),
+        ("optimizer.accumulate", 0, "at least 1"),
+        ("optimizer.accumulate", 3, "data.prompts = 2 does not divide into"),
+        ("optimizer.rate", -1e-4, "at least 0"),
+        ("optimizer.rate", float("nan"), "at least 0"),
+        ("optimizer.warmup", -1, "at least 0"),
+        ("optimizer.floor", -0.1, "at least 0"),
+        ("optimizer.clip", -1.0, "at least 0"),
+        ("optimizer.ema.every", 0, "at least 1"),
+        *(("optimizer.ema.decay", share, r"in \[0, 1\)") for share in (-0.1, 1.0, float("nan"))),
+        *((f"mesh.{axis}", 0, "at least 1, or -1") for axis in ("data", "fsdp", "tensor")),
+        ("mesh.fsdp", -2, "at least 1, or -1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told_with_its_field(field, value, least):
+    config = fusion_base.get_config("tiny")
+    checks.recipe(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=least) as told:
+        checks.recipe(config)
+    assert field in str(told.value) and "\n" not in str(told.value)
+
+
+def test_where_nothing_is_drawn_other_numbers_are_read():
+    config = scenes_clip.get_config("tiny")
+    config.sample.num = 0
+    checks.recipe(config)
+    config.sample.batches = 0
+    with pytest.raises(ValueError, match=r"sample\.batches must be at least 1"):
+        checks.recipe(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("sample.prompts", 3), ("sample.shown", 1), ("sample.num", 3), ("sample.steps", 3)),
+        *(("sample.solver.name", "heun"), ("sample.guidance.classifier_free.scale", 2.0)),
+        *(("sample.grid.name", "karras"), ("sample.noise.name", "orthogonal")),
+        *(("sample.unguided", 1), ("sample.batches", 3), ("sample.matmul_precision", "bfloat16")),
+    ],
+)
+def test_a_first_and_a_last_look_are_drawn_alike(field, value):
+    config = fusion_base.get_config("tiny")
+    before = json.loads(config.to_json_best_effort())
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=rf"with {field} = .*, not {value}: choose another"):
+        checks.same_run(config, before, "run")
+
+
+def test_when_a_run_looks_and_how_long_it_goes_on_may_change():
+    config = fusion_base.get_config("tiny")
+    before = json.loads(config.to_json_best_effort())
+    config.sample.update(every=7, measure=3, rows=1, pruning=0.2, pruned_from=0.5)
+    config.sample.selection.name = "relevance"
+    config.update(steps=99, log_every=2, export="float16")
+    config.checkpoint.update(every=5, keep=3)
+    config.mesh.fsdp = 8
+    config.data.threads = 0
+    checks.same_run(config, before, "run")
 
 
 @pytest.fixture

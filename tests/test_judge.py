@@ -1,12 +1,17 @@
 """What a run's pictures are measured by on the way."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import linalg
 
-from cosdiff_jax.data.groups import to_float
-from cosdiff_jax.judge import InClip, prompt_by_prompt
+from cosdiff_jax.data.groups import to_float, to_uint8
+from cosdiff_jax.judge import Drawn, HeldOut, InClip, Measured, prompt_by_prompt
+from cosdiff_jax.models.fuse_dit import FuseDiT
+from cosdiff_jax.models.gemma import Gemma
+from cosdiff_jax.objectives.next_token import NextToken
+from cosdiff_jax.sampler import Sampler
 
 P, K = 5, 4
 
@@ -80,3 +85,95 @@ def test_a_metric_says_of_every_prompt_what_it_would_say_of_it_alone():
     table, each = prompt_by_prompt(Share, images, [0, 1, 2])
     assert table == {"share": 0.75}
     assert each == [{}, {"share": 0.5}, {"share": 1.0}]
+
+
+class Asked:
+    """Says yes from the time on that it has been asked so often."""
+
+    def __init__(self, number):
+        self.number, self.times = number, 0
+
+    def __call__(self):
+        self.times += 1
+        return self.times > self.number
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """Of five prompts, two samples each, drawn two prompts at once: one more has to fill up."""
+    knobs = dict(width=16, depth=1, heads=2, kv_heads=2, head_size=8, mlp=16)
+    llm, backbone = Gemma(vocab=16, **knobs), FuseDiT(**knobs, channels=4)
+    tokens = np.arange(P * 3, dtype=np.int32).reshape(P, 3) % 16
+    key = jax.random.key(0)
+    mask = tokens >= 0
+    one = jnp.asarray(tokens[:1]), jnp.asarray(mask[:1])
+    frozen = {"llm": jax.jit(llm.init)(key, *one)["params"]}
+    text = llm.apply({"params": frozen["llm"]}, *one)
+    z = jnp.zeros((1, 4, 4, 4))
+    params = jax.jit(backbone.init)(key, z, jnp.zeros(1), text)["params"]
+    params = jax.tree.map(
+        lambda x: x + 0.2 * np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), params
+    )
+    made = Drawn(
+        sampler=Sampler(
+            backbone=backbone, language_model=llm, vae=None, shape=(4, 4, 4), steps=2, rows=5
+        ),
+        tokens=tokens,
+        mask=mask,
+        prompts=[str(number) for number in range(P)],
+        groups=np.zeros((P, 2, 4, 4, 4), np.uint8),
+        measures=[lambda groups: Measured({"mean": float(groups.mean())}, [{}] * len(groups))],
+        shown=3,
+        key=jax.random.key(1),
+    )
+    return made, params, frozen
+
+
+def test_what_is_drawn_in_portions_is_what_would_be_drawn_at_once(judge, monkeypatch):
+    drawn, params, frozen = judge
+    draw, portions, never = Sampler.__call__, [], Asked(100)
+
+    def counted(self, params, frozen, tokens, *args, **knobs):
+        portions.append(len(tokens))
+        return draw(self, params, frozen, tokens, *args, **knobs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "__call__", counted)
+        seen = drawn(params, frozen, measure=True, stop=never)
+    assert portions == [2, 2, 2]  # one program
+    args = drawn.tokens, drawn.mask, drawn.key
+    whole = to_uint8(drawn.sampler(params, frozen, *args, num=2))
+    assert len(np.unique(whole.reshape(2 * P, -1), axis=0)) == 2 * P
+    assert seen.table["mean"] == whole.mean()
+    assert np.array_equal(seen.images, whole[:3])
+    # Once for each portion, and once before what was drawn is measured.
+    assert never.times == 4
+    few = drawn(params, frozen, measure=False)
+    assert np.array_equal(few.images, whole[:3]) and few.table == {}
+
+
+def test_a_look_that_is_stopped_between_two_portions_is_none(judge):
+    drawn, params, frozen = judge
+    for number in range(4):
+        stop = Asked(number)
+        assert drawn(params, frozen, measure=True, stop=stop) is None
+        assert stop.times == number + 1
+
+
+def test_held_out_batches_are_stopped_between_two():
+    llm = Gemma(vocab=16, width=16, depth=1, heads=2, kv_heads=2, head_size=8, mlp=16)
+    rows = {"tokens": np.ones((2, 4), np.int32), "mask": np.ones((2, 4), bool)}
+    objective = NextToken(llm=llm)
+    first = jnp.asarray(rows["tokens"]), jnp.asarray(rows["mask"])
+    params = jax.jit(llm.init)(jax.random.key(0), *first)["params"]
+    read = []
+
+    def batches():
+        for number in range(3):
+            read.append(number)
+            yield rows
+
+    held_out = HeldOut(objective=objective, batches=batches, number=3)
+    assert held_out(params, {}, measure=True, stop=Asked(1)) is None
+    assert read == [0, 1]
+    assert held_out(params, {}, measure=True).table["loss"] > 0

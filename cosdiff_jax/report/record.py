@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,22 +12,72 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 from cosdiff_jax.report import grid
 
 
 class Meter:
-    """Images per second since the last reading; the first step compiles and is not counted."""
+    """Images per second of the steps alone.
+
+    The first step, which compiles, and looks and saves in between are no part of it: the clock
+    runs from ``run`` to ``pause``.
+
+    Args:
+      rows: pictures of a step, over all devices.
+    """
 
     def __init__(self, rows: int):
-        self._rows, self._step, self._time = rows, None, 0.0
+        self._rows, self._steps, self._seconds = rows, 0, 0.0
+        self._since: tuple[int, float] | None = None
 
-    def rate(self, step: int) -> float:
-        """Images per second up to ``step``."""
-        now = time.monotonic()
-        since, self._step = self._step, step
-        elapsed, self._time = now - self._time, now
-        return 0.0 if since is None else self._rows * (step - since) / elapsed
+    def run(self, step: int) -> None:
+        """The steps after ``step`` count from now on; nothing new where the clock runs."""
+        if self._since is None:
+            self._since = step, time.monotonic()
+
+    def pause(self, step: int) -> None:
+        """All up to ``step`` is done, and what follows is no step."""
+        if self._since is not None:
+            first, began = self._since
+            self._steps += step - first
+            self._seconds += time.monotonic() - began
+            self._since = None
+
+    def rate(self, step: int) -> dict[str, float]:
+        """``images_per_second`` up to ``step`` since the last reading; {} where no step counts."""
+        runs = self._since is not None
+        self.pause(step)
+        images, seconds = self._rows * self._steps, self._seconds
+        self._steps, self._seconds = 0, 0.0
+        if runs:
+            self.run(step)
+        return {"images_per_second": images / seconds} if images else {}
+
+
+# What the progress bar has room for, of what the objective logs.
+SHOWN = {
+    **{name: name for name in ("loss", "flow", "diversity", "alignment", "anchor", "lambda")},
+    **{"mean_cosine": "cosine", "psnr": "psnr", "accuracy": "accuracy"},
+    "images_per_second": "images/s",
+}
+
+
+def bar(step: int, steps: int) -> tqdm:
+    """The progress bar of a run that stands at ``step``; in a file it moves on less often."""
+    return tqdm(
+        total=steps,
+        initial=step,
+        unit="step",
+        disable=None if os.isatty(2) else False,
+        mininterval=1.0 if os.isatty(2) else 10.0,
+        dynamic_ncols=True,
+    )
+
+
+def brief(values: Mapping[str, float]) -> str:
+    """The few numbers that fit beside the progress bar."""
+    return " ".join(f"{SHOWN[n]} {values[n]:.3g}" for n in SHOWN if n in values)
 
 
 WANDB_MODES = ("online", "offline", "disabled")
