@@ -33,7 +33,7 @@ from cosdiff_jax.flow.solver import Euler, Solver, Velocity
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 from cosdiff_jax.models import captions, layers
 from cosdiff_jax.shapes import Frozen, Params, TextStream
-from cosdiff_jax.sharding import constrain
+from cosdiff_jax.sharding import constrain, to_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class Sampler:
             text, empty = self.read(frozen, tokens[rows], mask[rows])
             start, keys = self.start(key, seeds[rows], num)
             columns = [
-                np.asarray(self._draw(params, frozen, text, empty, start[:, k], keys[:, k]))
+                to_host(self._draw(params, frozen, text, empty, start[:, k], keys[:, k]))
                 for k in np.split(numbers, len(numbers) // samples)
             ]
             drawn.append(np.concatenate(columns, axis=1)[:, :num])

@@ -44,9 +44,9 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
       ValueError: the sizes do not multiply to the number of devices.
     """
     sizes, devices = [data, fsdp, tensor], jax.device_count()
-    if sizes.count(-1) == 1:
-        rest = int(np.prod([size for size in sizes if size != -1]))
-        sizes[sizes.index(-1)] = devices // rest
+    given = [size for size in sizes if size != -1]
+    if len(given) == 2 and min(given) > 0:
+        sizes[sizes.index(-1)] = devices // int(np.prod(given))
     if any(size < 1 for size in sizes) or int(np.prod(sizes)) != devices:
         raise ValueError(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} device(s)"
@@ -111,25 +111,58 @@ def put(tree: Any, mesh: Mesh) -> Any:
 
 
 def to_device(rows: dict[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This host's rows of a batch become one global Batch, split over data and fsdp.
+    """This host's rows of a batch become one global Batch.
+
+    Pictures, B = P K rows, are split over data and fsdp. So is the text side, P rows, where it
+    divides; where it does not, it is whole on every device, and the K samples of one prompt may lie
+    on several. Of several hosts each brings P / hosts prompts, whole groups; their rows follow one
+    another in the hosts' order and go to the devices that the mesh wants them on, another host's if
+    need be: so P may be fewer than the devices here too, and tensor may reach across hosts.
+
+    Args:
+      rows: prompts and their pictures; text alone is split like pictures.
+      mesh: the devices.
 
     Raises:
-      ValueError: a leading dimension is not divisible by the number of row shards.
+      ValueError: the rows of pictures, or of text alone, are not divisible by data x fsdp.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    names = {"tokens": "data.prompts", "images": "data.prompts x data.samples"}
-    for name, value in rows.items():
-        number = value.shape[0] * jax.process_count()
-        if number % shards:
-            raise ValueError(
-                f"{names.get(name, name)} = {number} rows cannot be split over "
-                f"{shards} devices (mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']})"
-            )
-    if jax.process_count() > 1:
-        made = multihost_utils.host_local_array_to_global_array(rows, mesh, ROWS)
-    else:
-        made = jax.device_put(rows, NamedSharding(mesh, ROWS))
-    return Batch(**made)
+    hosts, shards = jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
+    numbers = {name: value.shape[0] * hosts for name, value in rows.items()}
+    most, pictures = max(numbers.values()), numbers.keys() & {"images", "latents"}
+    if most % shards:
+        raise ValueError(
+            f"data.prompts{' x data.samples' if pictures else ''} = {most} rows cannot be split "
+            f"over {shards} devices (mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']})"
+        )
+    split, whole = NamedSharding(mesh, ROWS), replicated(mesh)
+    places = {name: whole if number % shards else split for name, number in numbers.items()}
+    return Batch(**jax.device_put(rows if hosts == 1 else _of_all_hosts(rows, mesh), places))
+
+
+def _of_all_hosts(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The rows of every host as global arrays, still on the devices of the host that read them."""
+    devices = sorted(mesh.devices.flat, key=lambda device: (device.process_index, device.id))
+    across = Mesh(np.array(devices).reshape(jax.process_count(), -1), ("hosts", "devices"))
+
+    def one(value: np.ndarray) -> jax.Array:
+        shared = ("hosts", "devices") if len(value) % across.shape["devices"] == 0 else "hosts"
+        return jax.make_array_from_process_local_data(NamedSharding(across, Spec(shared)), value)
+
+    return {name: one(value) for name, value in rows.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays whole in this host's memory, one after the other.
+
+    What lies on other hosts' devices alone comes over the network, so that all hosts have to ask.
+    """
+
+    def one(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
 
 
 def constrain(x: jax.Array, placement: Spec = ROWS) -> jax.Array:

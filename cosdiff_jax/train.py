@@ -182,8 +182,9 @@ def train(config, workdir: str) -> TrainState:
             return state
         seconds = time.monotonic() - began
         model = epath.Path(workdir) / "model"
-        job_lib.export(config, job, state.ema, model, seconds=seconds, table=table)
+        weights = sharding.to_host(state.ema)  # of every host; the first one writes
         if first:
+            job_lib.export(config, job, weights, model, seconds=seconds, table=table)
             report.write(
                 workdir,
                 recipe,

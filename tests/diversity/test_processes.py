@@ -204,6 +204,9 @@ def processes(features, tmp_path_factory):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    # Four devices that wait for the other process hold four threads. Where XLA has no more, as on
+    # two cores, nobody is left to go on, and a step of many collectives hangs one time in three.
+    environment["PJRT_NPROC"] = "32"
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(port), str(rank), str(folder), str(PERCENT)],
@@ -298,7 +301,7 @@ def test_a_step_on_two_processes_is_one_on_one_device(processes):
     for process in processes:
         assert alone.keys() == {name for name in process if name.startswith("step")}
         for name, value in alone.items():
-            # Measured: 1e-8 for value, logs and bank, 5e-7 of the largest number of each gradient.
+            # Measured: 1e-7 for value, logs and bank, 5e-7 of the largest number of each gradient.
             scale = np.abs(value).max() if name.startswith("step[1]") else 1.0
             np.testing.assert_allclose(
                 process[name], value, rtol=0, atol=1e-6 * scale, err_msg=name
