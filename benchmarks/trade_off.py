@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 
+from cosdiff_jax import diverse
 from cosdiff_jax.metrics import pareto
 from cosdiff_jax.report import figures
 
@@ -48,6 +49,13 @@ def name(row: Row, usual: float) -> str:
     parts += [] if row["method"] == "independent" else [row["method"]]
     parts += [] if row["guidance"] == usual else [f"guidance {row['guidance']:g}"]
     return " + ".join(parts) or "independent"
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """The base first, and each training's methods in the order of ``generate --method``."""
+    first, *more = row["method"].split("+")
+    known = list(diverse.METHODS)
+    return list(TRAININGS).index(row["training"]), known.index(first), len(more), row["guidance"]
 
 
 def mean(rows: Sequence[Row], measure: str) -> float:
@@ -80,7 +88,7 @@ def main() -> None:
     parser.add_argument("--x", default="meaningful_diversity")
     parser.add_argument("--y", default="all")
     args = parser.parse_args()
-    rows = pq.read_table(args.rows).to_pylist()
+    rows = sorted(pq.read_table(args.rows).to_pylist(), key=place)
     guidances = [row["guidance"] for row in rows]
     usual = max(dict.fromkeys(guidances), key=guidances.count)
     ways: dict[str, list[Row]] = {}
@@ -113,7 +121,9 @@ def main() -> None:
         for training, told in TRAININGS.items():
             if any(of[0]["training"] == training for of in ways.values()):
                 axes.scatter([], [], color=colours[training], s=36, label=told)
-        axes.legend(loc="lower left", fontsize=8)
+        # In a frame: its dots are no points.
+        frame = {"frameon": True, "facecolor": "none", "edgecolor": figures.GREY}
+        axes.legend(loc="lower left", fontsize=8, **frame)
         axes.margins(0.1, 0.16)
         axes.set_xlabel(figures.called(args.x))
         axes.set_ylabel(figures.called(args.y))

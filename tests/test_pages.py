@@ -4,6 +4,8 @@ import pathlib
 import re
 import tomllib
 
+from cosdiff_jax import diverse
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -22,3 +24,10 @@ def test_the_tree_names_every_room():
     rooms = [path.name for path in package.glob("[a-z]*.py")]
     rooms += [f"{path.parent.name}/" for path in package.glob("[a-z]*/__init__.py")]
     assert not [room for room in rooms if not re.search(rf"(?<![\w.]){re.escape(room)}", tree)]
+
+
+def test_every_method_has_its_line_in_the_readme():
+    page = (ROOT / "README.md").read_text()
+    (table,) = re.findall(r"^\| `--method` .*?(?=\n\n)", page, re.DOTALL | re.MULTILINE)
+    named = re.findall(r"^\| `(\w+)` \| (.*?)\|", table, re.MULTILINE)
+    assert [name for name, _ in named] == list(diverse.METHODS)
