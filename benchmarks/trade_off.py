@@ -28,8 +28,8 @@ Row = Mapping[str, Any]
 # Training -> its name in the legend.
 TRAININGS = {
     "base": "base model",
-    "aligned": "trained without the diversity term",
-    "trained": "trained with it",
+    "trained": "trained with the diversity term",
+    "aligned": "trained likewise, without it",
 }
 # Measure -> heading of its column, and how its mean and its change are written.
 COLUMNS = {
@@ -99,7 +99,7 @@ def main() -> None:
     best = sorted(at for at, there in zip(points.values(), front, strict=True) if there)
     true = mean(rows, f"true_{args.x}"), mean(rows, f"true_{args.y}")
     colours = dict(
-        zip(TRAININGS, (figures.COLOURS[1], figures.COLOURS[4], figures.COLOURS[0]), strict=True)
+        zip(TRAININGS, (figures.COLOURS[1], figures.COLOURS[0], figures.COLOURS[4]), strict=True)
     )
 
     def draw(axes: Axes) -> None:
