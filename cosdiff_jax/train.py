@@ -155,6 +155,8 @@ def train(config, workdir: str) -> TrainState:
                 break
             if keeps and step:
                 save()
+            if looks or keeps:
+                bar.unpause()  # what they took says nothing about the time left
             if last is not None:  # the first step compiles
                 meter.run(step)
             batch = sharding.to_device(next(stream), mesh)
