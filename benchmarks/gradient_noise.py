@@ -28,7 +28,7 @@ from absl import app, flags
 from jax.flatten_util import ravel_pytree
 from ml_collections import config_flags
 
-from cosdiff_jax import host, job, sharding
+from cosdiff_jax import checks, host, job, sharding
 from cosdiff_jax.models import layers
 from cosdiff_jax.report import facts
 
@@ -37,6 +37,7 @@ FLAGS = flags.FLAGS
 
 def gradients(config, batches: int, step: int) -> tuple[np.ndarray, list[float]]:
     """Of each batch the gradient, flat, "batches weights", and its seconds."""
+    checks.recipe(config)
     made = job.prepare(config)
     if made.params is None:
         raise ValueError("the recipe starts from scratch: there are no weights to look at")

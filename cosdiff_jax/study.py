@@ -193,17 +193,15 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
     nothing was drawn like that in as many steps, as in a comparison at one price, it is the one
     drawn in another number of them.
     """
-    plain: dict[tuple, int] = {}
+    plain: dict[tuple, dict[int | None, int]] = {}  # of what is alike, by the number of steps
     for number, row in enumerate(rows):
         if row["training"] == "base" and setting.is_plain(row):
-            plain[_alike(row)] = number
-    in_any: dict[tuple, list[int]] = {}
-    for alike, number in plain.items():
-        in_any.setdefault(alike[1:], []).append(number)
+            plain.setdefault(_alike(row), {})[row.get("steps")] = number
 
     def ground(row: Mapping[str, Any]) -> int | None:
-        same, others = plain.get(_alike(row)), in_any.get(_alike(row)[1:], [])
-        return others[0] if same is None and len(others) == 1 else same
+        there = plain.get(_alike(row), {})
+        only = next(iter(there.values())) if len(there) == 1 else None
+        return there.get(row.get("steps"), only)
 
     guidances = [row["guidance"] for row in rows]
     usual = max(dict.fromkeys(guidances), key=guidances.count)
@@ -228,7 +226,7 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
 
 
 def _alike(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    names = ("steps", "seed", "guidance", "num", "prompts", "ema")
+    names = ("seed", "guidance", "num", "prompts", "ema")
     return tuple(row.get(name) for name in names)
 
 
