@@ -11,8 +11,6 @@ import io
 import json
 import logging
 import math
-import os
-import signal
 import sys
 import time
 
@@ -29,6 +27,7 @@ from cosdiff_jax.models import layers
 from cosdiff_jax.report import record
 from cosdiff_jax.report import run as report
 from cosdiff_jax.shapes import TrainState
+from cosdiff_jax.signals import Stop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/fusion_div.py:tiny")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs, grids, report")
@@ -151,7 +150,7 @@ def train(config, workdir: str) -> TrainState:
                 # Before it is saved: what a run killed in between has not kept, it does again.
                 table = look(job, frozen, state, workdir, log, stop, measure=measures)
                 looked = table is not None
-            if ends or stop.asked:
+            if ends or stop.heard(together=step % config.log_every == 0):
                 break
             if keeps and step:
                 save()
@@ -204,7 +203,7 @@ def look(
     state: TrainState,
     workdir: str,
     log: record.Record,
-    stop: "Stop",
+    stop: Stop,
     *,
     measure: bool,
 ) -> dict | None:
@@ -212,7 +211,7 @@ def look(
 
     After a signal nothing is kept, and None comes back: half a look is none.
     """
-    seen = job.judge(state.ema, frozen, measure=measure, stop=lambda: stop.asked)
+    seen = job.judge(state.ema, frozen, measure=measure, stop=stop.heard)
     if seen is None:
         return None
     if jax.process_index() == 0:
@@ -227,28 +226,6 @@ def look(
 def divides(every: int, step: int) -> bool:
     """Whether something that comes every so many steps, or at 0 never, comes at this one."""
     return every > 0 and step % every == 0
-
-
-class Stop:
-    """Turns SIGINT and SIGTERM into a flag, read between two steps and two portions of a look.
-
-    Until the first of them there is nothing to save: while ``preparing`` a signal leaves at once.
-    """
-
-    def __init__(self):
-        self.asked, self.preparing = False, True
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-        # Not print: the signal may have come within one.
-        if self.preparing:
-            os.write(2, b"\nstopped with nothing to save yet; the same command begins again\n")
-            sys.exit(0)
-        os.write(2, b"\nstopping, and saving (Ctrl-C again leaves at once)\n")
 
 
 def parse(argv: list[str]) -> list[str]:

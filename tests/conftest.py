@@ -4,6 +4,9 @@ import gc
 import json
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -36,6 +39,54 @@ LONG = ("test_train.py", "test_evaluate.py", "test_generate.py", "test_job.py", 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+# What a pod tells its hosts by itself has to be said here.
+JOIN = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv.pop(1), num_processes=2, process_id=int(sys.argv.pop(1)))
+"""
+
+
+@pytest.fixture(scope="session")
+def two_processes():
+    """A function that runs a program as two processes of some devices each.
+
+    It takes the program, which finds its own arguments in ``sys.argv``, and gives what the two
+    wrote to stdout and to stderr.
+    """
+
+    def run(program, *arguments, devices):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+        # Devices that wait for the other process hold a thread each. Where XLA has no more, as on
+        # two cores, nobody is left to go on, and a step of many collectives hangs one time in
+        # three.
+        environment["PJRT_NPROC"] = "32"
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", JOIN + program, address, str(rank), *map(str, arguments)],
+                cwd=pathlib.Path(__file__).parent.parent,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            said = [worker.communicate(timeout=600) for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
+        for worker, (_, complaint) in zip(workers, said, strict=True):
+            assert worker.returncode == 0, complaint[-3000:]
+        return said
+
+    return run
 
 
 @pytest.fixture(scope="session")

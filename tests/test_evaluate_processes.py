@@ -1,63 +1,30 @@
 """Two processes that measure together find what one finds alone."""
 
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import pytest
 
 from cosdiff_jax import evaluate
 
-ROOT = pathlib.Path(__file__).parent.parent
 ASKED = {"num": 2, "steps": 2, "prompts": 5}
 
 WORKER = """
-import sys
-import jax
 from absl import app
 from cosdiff_jax import evaluate
 
-port, rank, options = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
 assert jax.process_count() == 2 and jax.local_device_count() == 2
 evaluate.define()
-app.run(evaluate.main, argv=["evaluate", *options])
+app.run(evaluate.main, argv=["evaluate", *sys.argv[1:]])
 """
 
 
 @pytest.fixture(scope="module")
-def together(folder, tmp_path_factory):
+def together(folder, two_processes, tmp_path_factory):
     """What two processes leave, and what each of them says."""
     out = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     options = [f"--{name}={value}" for name, value in ASKED.items()]
     options += [f"--model={folder}", f"--out={out}"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(port), str(rank), *options],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = []
-    try:
-        for worker in workers:
-            told, complaint = worker.communicate(timeout=600)
-            assert worker.returncode == 0, complaint
-            said.append(told)
-    finally:
-        for worker in workers:
-            worker.kill()
-    return out, said
+    return out, [told for told, _ in two_processes(WORKER, *options, devices=2)]
 
 
 def test_two_processes_are_one(folder, together, tmp_path):

@@ -233,6 +233,24 @@ def test_signal_saves_and_exits_0(whole, number):
         assert_same(whole, workdir)
 
 
+def test_a_second_ctrl_c_leaves_at_once():
+    program = """
+import os, signal, time
+from cosdiff_jax import signals
+stop = signals.Stop()
+stop.preparing = False
+os.kill(os.getpid(), signal.SIGINT)
+assert stop.heard()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+finally:
+    print("lingers")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and not done.stdout
+    assert done.stderr == "\nstopping, and saving (Ctrl-C again leaves at once)\n"
+
+
 def test_a_signal_while_all_is_prepared_leaves_at_once(tmp_path):
     # Drawing so many pictures would take hours.
     process = start(tmp_path / "run", "--config.data.scenes.train=10000000")

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -31,50 +30,37 @@ OPTIONS = (
 )
 
 
+def asked(workdir, *options, steps):
+    data = f"--config.data.scenes.folder={workdir.parent / 'data'}"
+    recipe = ("--config=configs/fusion_div.py:tiny", f"--config.steps={steps}")
+    return (*recipe, f"--workdir={workdir}", data, *OPTIONS, *options)
+
+
 def run(workdir, devices, *options, steps=STEPS):
-    command = [sys.executable, "-m", "cosdiff_jax.train", "--config=configs/fusion_div.py:tiny"]
-    command += [f"--workdir={workdir}", f"--config.steps={steps}", *OPTIONS, *options]
-    command += [f"--config.data.scenes.folder={workdir.parent / 'data'}"]
+    command = [sys.executable, "-m", "cosdiff_jax.train", *asked(workdir, *options, steps=steps)]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
 
-def together(workdir, *options, steps):
-    """The same on two processes of two devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # What ``--distributed`` finds out by itself on a pod has to be said here.
-    start = f"localhost:{port}"
-    worker = (
-        "import sys, jax; from absl import app; from cosdiff_jax import train; "
-        f"jax.distributed.initialize({start!r}, num_processes=2, process_id=int(sys.argv.pop(1))); "
-        "app.run(train.main, flags_parser=train.parse)"
-    )
-    asked = ["--config=configs/fusion_div.py:tiny", f"--workdir={workdir}", *OPTIONS, *options]
-    asked += [f"--config.steps={steps}", f"--config.data.scenes.folder={workdir.parent / 'data'}"]
-    # Device threads that wait for the other process use up XLA's pool, of as many as there are
-    # processors: with few of them both wait for ever.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PJRT_NPROC": "32"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", worker, str(rank), *asked],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for each in workers:
-            _, said = each.communicate(timeout=600)
-            assert each.returncode == 0, said[-3000:]
-    finally:
-        for each in workers:
-            each.kill()
+WORKER = """
+from absl import app
+from cosdiff_jax import train
+app.run(train.main, flags_parser=train.parse)
+"""
+# One of the two is asked to stop, when two steps are done.
+DISTURBED = """
+import os, signal
+from cosdiff_jax.report import record
+
+run = record.Meter.run
+def disturbed(self, step):
+    if step == 2 and jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    run(self, step)
+record.Meter.run = disturbed
+"""
 
 
 def metrics(workdir):
@@ -117,17 +103,20 @@ def test_a_run_goes_on_on_another_mesh(alone):
 
 
 @pytest.mark.slow
-def test_two_processes_train_resume_on_another_mesh_and_report(alone):
+def test_two_processes_train_resume_on_another_mesh_and_report(alone, two_processes):
     """Each reads prompts of its own, so that what they learn is not what one process does."""
     workdir = alone.parent / "together"
+
+    def together(*options, steps, program=WORKER):
+        return two_processes(program, *asked(workdir, *options, steps=steps), devices=2)
 
     def newest():
         with checkpoint.Checkpoints(workdir, write=False) as kept:
             return kept.weights("params")
 
-    together(workdir, "--config.mesh.data=1", "--config.mesh.fsdp=4", steps=2)
+    together("--config.mesh.data=1", "--config.mesh.fsdp=4", steps=2)
     page, (step, before) = (workdir / "report.html").read_bytes(), newest()
-    together(workdir, "--config.mesh.data=4", steps=3)
+    together("--config.mesh.data=4", steps=3)
     after = newest()
     assert (step, after[0]) == (2, 3)
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3]
@@ -136,3 +125,14 @@ def test_two_processes_train_resume_on_another_mesh_and_report(alone):
     # One more step of Adam, whose updates are about as large as the rate.
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after[1])
     assert 0 < max(jax.tree.leaves(moved)) < 2e-4
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_one_step(alone, two_processes):
+    """Alone it would leave the other waiting for it in the next step."""
+    workdir, asks = alone.parent / "disturbed", ("--config.mesh.data=4", "--config.log_every=3")
+    every = asked(workdir, *asks, steps=6)
+    for _, said in two_processes(DISTURBED + WORKER, *every, devices=2):
+        assert "stopped and saved at step 3;" in said and "Traceback" not in said
+    two_processes(WORKER, *every, devices=2)
+    assert [line["step"] for line in metrics(workdir)] == [3, 6]

@@ -1,11 +1,6 @@
 """The same numbers on one device, on eight, and on two processes of four devices each."""
 
 import inspect
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +12,6 @@ from jax.sharding import PartitionSpec as Spec
 from cosdiff_jax.diversity import similarity
 from cosdiff_jax.shapes import Batch
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 N, F, PERCENT = 48, 6, 10.0
 
 
@@ -134,8 +128,6 @@ def second_step(rows, batch, mesh=None):
 
 NAMES = list(losses(None, PERCENT))
 WORKER = f"""
-import sys
-import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as Spec
 from cosdiff_jax import sharding
@@ -144,8 +136,7 @@ from cosdiff_jax import sharding
 {inspect.getsource(batch_rows)}
 {inspect.getsource(second_step)}
 
-port, rank, folder, percent = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
-jax.distributed.initialize(f"localhost:{{port}}", num_processes=2, process_id=rank)
+folder, percent, rank = sys.argv[1], float(sys.argv[2]), jax.process_index()
 assert len(jax.devices()) == 8 and len(jax.local_devices()) == 4
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 whole = np.load(f"{{folder}}/features.npy")
@@ -196,34 +187,11 @@ def features():
 
 
 @pytest.fixture(scope="module")
-def processes(features, tmp_path_factory):
+def processes(features, two_processes, tmp_path_factory):
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("processes")
     np.save(folder / "features.npy", features)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
-    # Four devices that wait for the other process hold four threads. Where XLA has no more, as on
-    # two cores, nobody is left to go on, and a step of many collectives hangs one time in three.
-    environment["PJRT_NPROC"] = "32"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(port), str(rank), str(folder), str(PERCENT)],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            _, said = worker.communicate(timeout=180)
-            assert worker.returncode == 0, said
-    finally:
-        for worker in workers:
-            worker.kill()
+    two_processes(WORKER, folder, PERCENT, devices=4)
     found = [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
     return sorted(found, key=lambda process: process["first"])
 
