@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 import jax
 import numpy as np
@@ -42,5 +41,6 @@ class Stop:
         # Not print: the signal may have come within one.
         if self.preparing:
             os.write(2, b"\nstopped with nothing to save yet; the same command begins again\n")
-            sys.exit(0)
+            # Not sys.exit: raised within a callback of the garbage collector it is ignored.
+            os._exit(0)
         os.write(2, b"\nstopping, and saving (Ctrl-C again leaves at once)\n")

@@ -251,6 +251,21 @@ finally:
     assert done.stderr == "\nstopping, and saving (Ctrl-C again leaves at once)\n"
 
 
+def test_a_first_signal_leaves_from_within_a_callback():
+    """Where Python ignores what is raised: JAX has one that the garbage collector calls."""
+    program = """
+import gc, os, signal
+from cosdiff_jax import signals
+stop = signals.Stop()
+gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+gc.collect()
+print("goes on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout
+    assert done.stderr.endswith("the same command begins again\n")
+
+
 def test_a_signal_while_all_is_prepared_leaves_at_once(tmp_path):
     # Drawing so many pictures would take hours.
     process = start(tmp_path / "run", "--config.data.scenes.train=10000000")
