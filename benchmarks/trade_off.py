@@ -5,8 +5,9 @@
 
 Reads the rows of ``configs/study/comparison.py``, every one of which costs a prompt as many calls
 of the network, and draws a point for each way into ``trade_off.png``, ``.svg`` and ``.csv``, the
-mean over seeds where there are several. The CSV has each point's command. The line joins what no
-other point beats in both. Also prints the lines of a table in Markdown, against the base model.
+mean over seeds where there are several. What is far from all others stands as an arrow at the edge,
+with its numbers. The CSV has each point's command. The line joins what no other point beats in
+both. Also prints the lines of a table in Markdown, against the base model.
 """
 
 import argparse
@@ -63,6 +64,15 @@ def mean(rows: Sequence[Row], measure: str) -> float:
     return statistics.mean(there) if there else math.nan
 
 
+def limits(values: Sequence[float], far: float = 5.0, margin: float = 0.12) -> tuple[float, float]:
+    """Of an axis on which most points are told apart: without what is far from the middle."""
+    middle = statistics.median(values)
+    deviation = statistics.median(abs(value - middle) for value in values)
+    near = [value for value in values if abs(value - middle) <= far * deviation]
+    room = margin * (max(near) - min(near))
+    return min(near) - room, max(near) + room
+
+
 def line(called: str, rows: Sequence[Row], prefix: str = "") -> str:
     """Of one way; of one seed a change has its interval over the prompts, bold where 0 is out."""
     cells = [f"`{called}`" if not prefix else called]
@@ -102,11 +112,29 @@ def main() -> None:
         zip(TRAININGS, (figures.COLOURS[1], figures.COLOURS[0], figures.COLOURS[4]), strict=True)
     )
 
+    across, up = zip(*points.values(), strict=True)
+    ends = limits([*across, true[0]]), limits(up)
+    edges = np.array(ends).T
+    inset = 0.02 * (edges[1] - edges[0])
+
     def draw(axes: Axes) -> None:
+        axes.set_xlim(*ends[0])
+        axes.set_ylim(*ends[1])
         axes.plot(*zip(*best, strict=True), color=figures.GREY, linewidth=1, zorder=1)
+        named = {}
         for way, at in points.items():
             colour = "black" if way == "independent" else colours[ways[way][0]["training"]]
-            axes.scatter(*at, zorder=2, color=colour, s=60 if way in plain else 36)
+            shown = np.clip(at, edges[0] + inset, edges[1] - inset)
+            beyond = [int(i) for i in np.flatnonzero(shown != at)]
+            marker = (
+                "o"
+                if not beyond
+                else ("<>" if beyond[0] == 0 else "v^")[int(at[beyond[0]] > shown[beyond[0]])]
+            )
+            named[f"{way} ({at[0]:.2f}, {at[1]:.2f})" if beyond else way] = tuple(shown)
+            axes.scatter(
+                *shown, zorder=2, color=colour, s=60 if way in plain else 36, marker=marker
+            )
         axes.axvline(true[0], color=figures.GREY, linestyle=":")
         axes.annotate(
             f"true pictures\n(the other axis: {true[1]:.2f})",
@@ -124,15 +152,14 @@ def main() -> None:
         # In a frame: its dots are no points.
         frame = {"frameon": True, "facecolor": "none", "edgecolor": figures.GREY}
         axes.legend(loc="lower left", fontsize=8, **frame)
-        axes.margins(0.1, 0.16)
         axes.set_xlabel(figures.called(args.x))
         axes.set_ylabel(figures.called(args.y))
-        figures.names(axes, points, bold="independent")
+        figures.names(axes, named, bold="independent")
 
     plain = ("independent", *TRAININGS)
     table = [["method", args.x, args.y, "command"]]
     table += [[way, *at, ways[way][0]["command"]] for way, at in points.items()]
-    made = figures.save(args.out, "trade_off", "Different and faithful", draw, table, size=(8, 5.2))
+    made = figures.save(args.out, "trade_off", "Different and faithful", draw, table, size=(9, 6.4))
     headings = ["", *(c[0] for c in COLUMNS.values()), *(c[0] for c in PLAIN.values())]
     print(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
     for way, of in ways.items():
