@@ -184,7 +184,9 @@ def stop(cloud: Cloud) -> None:
 
 def status(cloud: Cloud) -> None:
     """Print the slice's state."""
-    print(f"{cloud.options.name} is {cloud.state()}")
+    state = cloud.state()
+    if not cloud.options.dry_run:
+        print(f"{cloud.options.name} is {state}")
 
 
 def delete(cloud: Cloud) -> None:
@@ -221,7 +223,7 @@ def _wait(cloud: Cloud) -> None:
     name, before = cloud.options.name, None
     while True:
         state = cloud.state()
-        if state != before:
+        if state != before and not cloud.options.dry_run:
             print(f"{name} is {state}", flush=True)
         if state == READY:
             return

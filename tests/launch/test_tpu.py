@@ -159,6 +159,7 @@ def test_a_dry_run_prints_everything_and_runs_nothing(gcloud, words, printed):
     status, out, err, calls = gcloud(*words, "--dry_run")
     assert (status, err) == (0, "")
     assert calls == []
+    assert "ACTIVE" not in out  # nobody has said so
     lines = [shlex.split(line[2:]) for line in out.splitlines() if line.startswith("+ ")]
     assert [line[4] for line in lines] == printed
     # What is printed is what would be run.
