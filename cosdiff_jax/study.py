@@ -13,6 +13,7 @@ them. A ``rows.parquet`` from elsewhere, put into a new workdir, is gone on from
 as computed, and only their trainings and drawings are not there.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from absl import app, flags
 from ml_collections import config_flags
 
-from cosdiff_jax import survey
+from cosdiff_jax import survey, trained
 from cosdiff_jax.report import measures, setting
 
 _log = logging.getLogger("cosdiff_jax")
@@ -108,6 +109,7 @@ def run(
 
     Raises:
       ValueError: a command failed; it is named, and its own words are in the log beside the row.
+        Or a row is of other weights that had a model's name before.
     """
     asked = _asked([training["name"] for training in config.trainings], only)
     chosen = [point for point in points(config) if point["training"] in asked]
@@ -117,7 +119,9 @@ def run(
     done = 0
     for number, point in enumerate(mine):
         row = workdir / "rows" / f"{_digest(point)}.parquet"
+        own = {"weights": _weights(point["model"])} if point["model"] else {}
         if row.exists():
+            _same_weights(row, own)
             continue
         _log.warning("point %d of %d: %s", number + 1, len(mine), _say(point))
         log = row.with_suffix(".log")
@@ -133,10 +137,27 @@ def run(
         draw = draw_command(point, workdir, out)
         _call([*draw, "--page=False"], log)  # the study has a page of its own
         said = " && ".join(_typed(each) for each in ([training[0]] if training else []) + [draw])
-        _keep(row, {**point, "command": said}, json.loads((out / "metrics.json").read_text()))
+        _keep(
+            row, {**point, **own, "command": said}, json.loads((out / "metrics.json").read_text())
+        )
         done += 1
     gather(workdir)
     return done, len(mine) - done
+
+
+@functools.cache
+def _weights(model: str) -> str:
+    """Which weights are drawn from, as ``generate`` and ``evaluate`` say it."""
+    return trained.load(model, ()).digests["weights"]
+
+
+def _same_weights(row: Path, own: Mapping[str, str]) -> None:
+    (known,) = pq.read_table(row).to_pylist()
+    if own and known.get("weights", own["weights"]) != own["weights"]:
+        raise ValueError(
+            f"{row} is of other weights that were called {known['model']} "
+            f"({known['weights']}, not {own['weights']}): choose another --workdir"
+        )
 
 
 def gather(workdir: Path) -> Path:

@@ -219,6 +219,21 @@ def test_a_table_from_elsewhere_is_gone_on_from(tmp_path, monkeypatch):
     assert study.run(config, there) == (1, 7)
 
 
+def test_rows_of_a_model_that_was_replaced_are_not_gone_on_from(tmp_path, monkeypatch):
+    config = comparison.get_config("small")
+    base = {**config.trainings[0], "draws": config.trainings[0]["draws"][:2]}
+    config.trainings = [base]
+    monkeypatch.setattr(study.subprocess, "run", Commands())
+    assert study.run(config, tmp_path) == (2, 0)
+    rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    of = trained.load("fusion_base", ()).digests["weights"]
+    assert [row["weights"] for row in rows] == [of, of]
+    assert study.run(config, tmp_path) == (0, 2)
+    monkeypatch.setattr(study, "_weights", lambda model: "another")
+    with pytest.raises(ValueError, match=rf"of other weights .* fusion_base \({of}, not another\)"):
+        study.run(config, tmp_path)
+
+
 def test_of_two_machines_that_unpack_one_table_either_may_be_first(tmp_path, monkeypatch):
     row = dict(training="base", command="evaluate --out=drawings/one", weight=0.5)
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
