@@ -7,7 +7,7 @@ Reads the rows of ``configs/study/comparison.py``, every one of which costs a pr
 of the network, and draws a point for each way into ``trade_off.png``, ``.svg`` and ``.csv``, the
 mean over seeds where there are several. What is far from all others stands as an arrow at the edge,
 with its numbers. The CSV has each point's command. The line joins what no other point beats in
-both. Also prints the lines of a table in Markdown, against the base model.
+both. Also prints the lines of a table in Markdown, against the base model, and the commands.
 """
 
 import argparse
@@ -38,10 +38,11 @@ COLUMNS = {
     "clip_score": ("CLIP-score", "{:.3f}", "{:+.3f}", 1),
     "all": ("accuracy, %", "{:.1f}", "{:+.1f}", 100),
     "meaningful_diversity": ("meaningful diversity", "{:.3f}", "{:+.3f}", 1),
+    "two_objects": ("two objects, %", "{:.0f}", "{:+.0f}", 100),
+    "position": ("places, %", "{:.0f}", "{:+.0f}", 100),
 }
-PLAIN = {"two_objects": ("two objects, %", "{:.0f}", 100), "position": ("places, %", "{:.0f}", 100)}
-PLAIN |= {"frechet": ("Frechet", "{:.3f}", 1), "recall": ("recall, %", "{:.0f}", 100)}
-PLAIN |= {"evaluations": ("evaluations", "{:.0f}", 1), "seconds": ("seconds", "{:.1f}", 1)}
+PLAIN = {"frechet": ("Frechet", "{:.3f}", 1), "recall": ("recall, %", "{:.0f}", 100)}
+PLAIN |= {"evaluations": ("evaluations", "{:.0f}", 1), "peak_mib": ("peak MiB", "{:.0f}", 1)}
 
 
 def name(row: Row, usual: float) -> str:
@@ -165,6 +166,10 @@ def main() -> None:
     for way, of in ways.items():
         print(line(way, of))
     print(line("true pictures", rows[:1], "true_"))
+    print("\n<details><summary>Every point's command</summary>\n\n```sh")
+    for way, of in ways.items():
+        print(f"# {way}", *(row["command"] for row in of), sep="\n")
+    print("```\n\n</details>\n")
     print(f"written to {made.file}")
 
 

@@ -238,8 +238,7 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
         for name, apart in measures.changes(
             *map(_prompts, (places[other], places[number]))
         ).items():
-            known = measures.ROWS.get(name)
-            if known is not None and not known.detail and name not in COSTS:
+            if name in measures.ROWS and name not in COSTS:
                 told = (f"{name}_change", f"{name}_change_low", f"{name}_change_high")
                 change |= dict(zip(told, apart, strict=True))
         found.append(change)

@@ -334,7 +334,14 @@ def test_a_figure_names_what_is_not_usual(tmp_path):
 def test_the_report_draws_fronts_and_curves(tmp_path):
     worse = rows_of([2.0], training="other", all=0.1, meaningful_diversity=0.1)
     volumes = report.write(tmp_path, [*rows_of([0.0, 0.3, 1.0]), *worse])
-    assert volumes["meaningful_diversity against all"] >= 0
+    # Nothing here is better than the base in both.
+    assert volumes["meaningful_diversity against all"] == 0
+    plain = rows_of([0.0], seeds=1, all=0.5, meaningful_diversity=0.4)
+    good = rows_of([0.5], seeds=1, all=0.6, meaningful_diversity=0.5)
+    more = rows_of([1.0], seeds=1, all=0.55, meaningful_diversity=0.7)
+    found = report.write(tmp_path / "better", [*plain, *good, *more])
+    # 0.1 x 0.1, and beyond it 0.05 x 0.2.
+    assert found["meaningful_diversity against all"] == pytest.approx(0.02)
     assert "mean_cosine against frechet" not in volumes
     front = {
         row["setting"]: row["front"]

@@ -8,7 +8,6 @@ Sources: Efron 1979, "Bootstrap methods: another look at the jackknife" (percent
 "Better bootstrap confidence intervals" (BCa), eq. 2.3 and 6.6 for its acceleration.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,23 +36,41 @@ class Interval(NamedTuple):
     high: float
 
 
-def change(before: Mapping[Any, float], after: Mapping[Any, float]) -> Interval | None:
-    """after - before over the prompts that both have a finite value of; None of fewer than 2."""
-    both = [key for key in after if key in before and math.isfinite(before[key] + after[key])]
-    if len(both) < 2:
-        return None
-    old, new = (np.array([side[key] for key in both]) for side in (before, after))
-    return Bootstrap().difference(new, old)
-
-
 def mean(values: np.ndarray) -> float:
     """The statistic unless another is given."""
     return float(values.mean())
 
 
+def weighted(values: Float[np.ndarray, "P 2"]) -> float:
+    """Sum of w x over sum of w, of pairs (x, w): with x = n / w it is the ratio of sums."""
+    x, w = values.T
+    return float(np.sum(w * x) / np.sum(w))
+
+
+def change(
+    before: Mapping[Any, Any], after: Mapping[Any, Any], statistic: Statistic = mean
+) -> Interval | None:
+    """after - before over the prompts that both have finite values of; None of fewer than 2.
+
+    Args:
+      before: prompt -> a number, or whatever else of it the statistic is of.
+      after: the same.
+      statistic: as for ``Bootstrap``.
+    """
+    both = [k for k in after if k in before and np.isfinite(np.add(before[k], after[k])).all()]
+    if len(both) < 2:
+        return None
+    old, new = (np.array([side[key] for key in both]) for side in (before, after))
+    return Bootstrap().difference(new, old, statistic)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
     """Confidence intervals over prompts.
+
+    Of few prompts they are too narrow, the more so near a bound: of shares of 8 pictures with a
+    mean of 0.65, intervals of 95 % hold the truth in 94 % of cases at 64 prompts and in 92 % at 16;
+    with a mean of 0.92 in 92 % and 83 %.
 
     Attributes:
       draws: how many times the prompts are drawn.

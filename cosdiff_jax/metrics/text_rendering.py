@@ -19,6 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+WEIGHTS = {
+    "text_accuracy": "text_characters",
+    "text_hit_rate": "text_characters",
+    "text_availability": "text_pictures",
+}
+"""Of each share the number that it is a share of: sums over prompts need both."""
+
 
 class Counts(NamedTuple):
     """State: edits, hits and characters asked for, usable pictures and pictures."""
@@ -91,6 +98,11 @@ class TextRendering:
             "text_hit_rate": state.hits / characters,
             "text_availability": state.usable / pictures,
         }
+
+    def counted(self, state: Counts) -> dict[str, float]:
+        """``result``, and what its shares are of: ``text_characters`` and ``text_pictures``."""
+        numbers = {"text_characters": state.characters, "text_pictures": state.pictures}
+        return {**self.result(state), **{name: float(of) for name, of in numbers.items()}}
 
     def characters(self, text: str) -> str:
         """What counts of a text: composed (NFC), so a Korean syllable is one character."""

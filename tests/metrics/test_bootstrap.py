@@ -25,6 +25,20 @@ def test_95_of_100_intervals_hold_the_truth(accelerated):
     assert abs(held / trials - 0.95) < 0.03
 
 
+@pytest.mark.parametrize(
+    ("share", "prompts", "expected"),
+    [(0.65, 64, 0.94), (0.65, 16, 0.92), (0.92, 64, 0.92), (0.92, 16, 0.83)],
+)
+def test_of_few_prompts_and_near_a_bound_they_are_too_narrow(share, prompts, expected):
+    """Shares of 8 pictures, some prompts harder than others: as the docstring says."""
+    rng, trials = np.random.default_rng(0), 400
+    odds = rng.beta(1.5 * share, 1.5 * (1 - share), size=(trials, prompts))
+    found = [Bootstrap(draws=200, seed=i)(v) for i, v in enumerate(rng.binomial(8, odds) / 8)]
+    held = np.mean([one.low <= share <= one.high for one in found])
+    print(f"coverage {held:.3f}")
+    assert abs(held - expected) < 0.04
+
+
 def test_half_of_the_intervals_of_half_hold_the_truth():
     values = draw(600, 60, seed=2)
     found = [Bootstrap(draws=300, level=0.5, seed=i)(v) for i, v in enumerate(values)]
