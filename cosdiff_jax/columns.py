@@ -169,7 +169,7 @@ def _prompts(
     """The prompts without pictures, and the columns of their true ones."""
     if asked.file is not None or not models:
         said = [] if asked.file is None else prompt_sets.read(asked.file)
-        found = [{**prompt.extra, "caption": prompt.text, "key": prompt.key} for prompt in said]
+        found = [_known(prompt) for prompt in said]
         if asked.reference is None:
             return found, []
         return found, [_folder("reference", asked.reference, asked.file, size)]
@@ -193,6 +193,12 @@ def _prompts(
         Entry(name="true", source=true, facts=facts),
         Entry(name="reference", source=other, facts=facts),
     ]
+
+
+def _known(prompt: prompt_sets.Prompt) -> dict[str, Any]:
+    """What is known of a prompt, as ``Gallery`` says it too."""
+    group = {"group": prompt.group} if prompt.group else {}
+    return {**prompt.extra, "caption": prompt.text, "key": prompt.key, **group}
 
 
 def _drawn(

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from cosdiff_jax import falling
-from cosdiff_jax.metrics import bootstrap, frechet, manifold, mmd
+from cosdiff_jax import estimates, falling
 from cosdiff_jax.neighbours import Neighbours
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import figures, side_by_side
@@ -21,10 +20,6 @@ from cosdiff_jax.report.measures import ROWS
 from cosdiff_jax.report.page import language
 from cosdiff_jax.survey import Surveyed
 
-# Neighbours that span a manifold (Naeem et al. 2020 use 5).
-NEIGHBOURS = 5
-# What is no mean over prompts: the first pay for the compilation, and a peak is one of all.
-_SINGLE = {"seconds": np.median, "peak_mib": np.max}
 # What tells a good picture from a bad one, the first that there is.
 _RANKED = ("all", "classifier_accuracy", "clip_score")
 # Prompts whose pictures stand on the page, and how many of the worst and best.
@@ -64,7 +59,7 @@ def write(
     facts: Mapping[str, Any] | None = None,
     page: bool = True,
 ) -> dict[str, Any]:
-    """``metrics.json``, ``report.html`` and ``figures/`` (PNG, SVG and CSV) in a folder.
+    """``metrics.json``, ``report.html``, tables (CSV) and ``figures/`` (PNG, SVG, CSV) in a folder.
 
     Args:
       out: the folder.
@@ -78,22 +73,17 @@ def write(
     Returns:
       What ``metrics.json`` holds.
     """
-    found = {column.name: numbers(column.surveyed, reference) for column in columns}
-    curves = {column.name: falling.curve(column.surveyed, reference) for column in columns}
+    nearest: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    if training is not None:
+        nearest = {column.name: _nearest(column.surveyed, training) for column in columns}
+        columns = [_with_nearest(column, nearest[column.name]) for column in columns]
+    surveyed = {column.name: column.surveyed for column in columns}
+    found = {name: estimates.numbers(of, reference) for name, of in surveyed.items()}
+    curves = {name: falling.curve(of, reference) for name, of in surveyed.items()}
     for name, curve in curves.items():
         if curve is not None and curve.line is not None:
             found[name]["frechet_infinity"] = {"mean": curve.line.value}
-    nearest: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    if training is not None:
-        interval = bootstrap.Bootstrap()
-        nearest = {column.name: _nearest(column.surveyed, training) for column in columns}
-        for column in columns:
-            around = interval(np.array([near.mean() for near, _ in nearest[column.name]]))
-            cell = {"mean": around.value, "low": around.low, "high": around.high}
-            found[column.name]["nearest_training"] = cell
-    measured = {column.name: column.surveyed for column in columns}
-    if reference is not None:
-        measured["reference"] = reference
+    measured = {**surveyed, **({} if reference is None else {"reference": reference})}
     about = {
         **(facts or {}),
         "features": eye,
@@ -102,12 +92,17 @@ def write(
         **facts_lib.machine(),
         "versions": facts_lib.versions(),
     }
-    apart = _Apart({column.name: column.surveyed for column in columns})
+    apart = estimates.Apart(surveyed)
+    shared = len(estimates.shared(list(surveyed.values())))
+    same = all(len(of.rows) == shared for of in surveyed.values())
     result = {
         "facts": about,
         "columns": found,
         "differences": apart.from_first(),
-        "languages": by_language(columns),
+        "languages": estimates.parts(surveyed, lambda row: language(row["caption"])),
+        "categories": estimates.parts(surveyed, lambda row: row.get("group", "")),
+        "shared": shared,
+        "notes": [*([] if same else [_unlike(surveyed, shared)]), *_unread(surveyed, eye)],
     }
     kept = json.dumps(result, indent=1, ensure_ascii=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -125,14 +120,9 @@ def write(
         for name, table in result["differences"].items():
             for measure, cell in table.items():
                 lines.writerow([measure, name, apart.first, *cell.values()])
-    with open(out / "languages.csv", "w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(["language", "measure", "column", "mean", "low", "high"])
-        for spoken, said in result["languages"].items():
-            for column, table in said.items():
-                for name, cell in table.items():
-                    cells = map(cell.get, ("mean", "low", "high"))
-                    lines.writerow([spoken, name, column, *cells])
+    _write_parts(out / "languages.csv", "language", result["languages"])
+    if result["categories"]:
+        _write_parts(out / "categories.csv", "category", result["categories"])
     if not page:
         return json.loads(kept)
     galleries = _galleries(columns)
@@ -147,6 +137,9 @@ def write(
         found=found,
         apart=apart,
         languages=result["languages"],
+        categories=result["categories"],
+        same=same,
+        notes=result["notes"],
         galleries=galleries,
         figures=[figure for figure in drawn if figure is not None],
         facts=about,
@@ -154,96 +147,42 @@ def write(
     return json.loads(kept)
 
 
-class _Apart:
-    """Paired differences: of the same prompts, so that what makes one hard for both cancels."""
-
-    def __init__(self, surveyed: Mapping[str, Surveyed]):
-        self._surveyed = surveyed
-        self._found: dict[tuple[str, str, str], bootstrap.Interval | None] = {}
-        self.first = next((name for name in surveyed if name != "true"), "")
-
-    def __call__(self, measure: str, a: str, b: str) -> bootstrap.Interval | None:
-        """What column a has more than b, and its 95 % interval; None of fewer than 2 prompts."""
-        asked = measure, a, b
-        if asked not in self._found:
-            sides = self._values(measure, b), self._values(measure, a)
-            self._found[asked] = None if measure in _SINGLE else bootstrap.change(*sides)
-        return self._found[asked]
-
-    def _values(self, measure: str, name: str) -> dict[str, float]:
-        # By key: a folder without pictures of some prompt numbers the others differently.
-        found = self._surveyed[name]
-        keys = [row["key"] for row in found.rows]
-        return dict(zip(keys, found.column(measure), strict=True))
-
-    def from_first(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Column -> measure -> "mean", "low" and "high" of the difference from the first."""
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for name, surveyed in self._surveyed.items():
-            if name in ("true", self.first):
-                continue
-            there = {measure: self(measure, name, self.first) for measure in surveyed.names}
-            found[name] = {
-                measure: {"mean": by.value, "low": by.low, "high": by.high}
-                for measure, by in there.items()
-                if by is not None
-            }
-        return found
+def _write_parts(
+    path: Path, heading: str, parts: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+    """The numbers of each part of the prompts as a table."""
+    with open(path, "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow([heading, "measure", "column", "mean", "low", "high"])
+        for part, said in parts.items():
+            for column, table in said.items():
+                for name, cell in table.items():
+                    lines.writerow([part, name, column, *map(cell.get, ("mean", "low", "high"))])
 
 
-def numbers(surveyed: Surveyed, reference: Surveyed | None) -> dict[str, dict[str, float]]:
-    """Every measure's mean over the prompts with its 95 % interval, and the sets' measures.
-
-    Intervals are of resampled prompts. Of a set's measures there is none: half of them are biased
-    in the number of pictures, which resampling changes.
-    """
-    table, interval = {}, bootstrap.Bootstrap()
-    for name in surveyed.names:
-        values = surveyed.column(name)
-        values = values[np.isfinite(values)]
-        single = _SINGLE.get(name)
-        if single is not None:
-            table[name] = {"mean": float(single(values))}
-            continue
-        if len(values) < 2:
-            table[name] = {"mean": float(values.mean())}
-            continue
-        around = interval(values)
-        table[name] = {"mean": around.value, "low": around.low, "high": around.high}
-    if reference is not None and surveyed.f is not None and reference.f is not None:
-        for name, value in sets(surveyed.f, reference.f).items():
-            table[name] = {"mean": value}
-    return table
+def _unlike(surveyed: Mapping[str, Surveyed], shared: int) -> str:
+    """What is compared where the columns are not of the same prompts."""
+    each = ", ".join(f"{name} {len(of.rows)}" for name, of in surveyed.items())
+    if not shared:
+        return f"No prompt is in all columns ({each}): their numbers are of different prompts."
+    some = "1 prompt is" if shared == 1 else f"{shared} prompts are"
+    return (
+        f"{some} in all columns ({each}): a column's own numbers are of all its prompts, "
+        "differences of those that both have."
+    )
 
 
-def by_language(
-    columns: Sequence[Column],
-) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Language -> column -> measure -> mean and interval, over the prompts of that language.
-
-    The measures are those of ``numbers`` that are means over prompts. {} where all prompts are of
-    one language, as far as their letters tell.
-    """
-    found = {}
-    for column in columns:
-        spoken: dict[str, list[dict[str, Any]]] = {}
-        for row in column.surveyed.rows:
-            spoken.setdefault(language(row["caption"]), []).append(row)
-        for name, rows in spoken.items():
-            table = numbers(dataclasses.replace(column.surveyed, rows=rows, f=None), None)
-            means = {measure: cell for measure, cell in table.items() if measure not in _SINGLE}
-            found.setdefault(name, {})[column.name] = means
-    return found if len(found) > 1 else {}
-
-
-def sets(f: np.ndarray, g: np.ndarray) -> dict[str, float]:
-    """Measures of one set of feature vectors against that of real pictures."""
-    nothing, manifolds = frechet.init(f.shape[1]), manifold.Manifold(neighbours=NEIGHBOURS)
-    table = frechet.result(frechet.update(nothing, f), frechet.update(nothing, g))
-    if min(len(f), len(g)) > NEIGHBOURS:
-        table |= manifolds.result(manifolds.update(manifolds.init(), f, g))
-    discrepancy = mmd.Discrepancy()
-    return table | discrepancy.result(discrepancy.update(discrepancy.init(), f, g))
+def _unread(surveyed: Mapping[str, Surveyed], eye: str | None) -> list[str]:
+    """How many captions have no CLIP-score, once for all columns."""
+    rows = [row for of in surveyed.values() for row in of.rows]
+    long = {row["caption"] for row in rows if row.get("too_long")}
+    if not long:
+        return []
+    captions = len({row["caption"] for row in rows})
+    verb = "is" if len(long) == 1 else "are"
+    return [
+        f"{len(long)} of {captions} captions {verb} too long for {eye} and left out of clip_score."
+    ]
 
 
 def _nearest(surveyed: Surveyed, training: Neighbours) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -252,6 +191,16 @@ def _nearest(surveyed: Surveyed, training: Neighbours) -> list[tuple[np.ndarray,
     ends = np.cumsum([row["num"] for row in surveyed.rows])[:-1]
     cosines, which = training.nearest(surveyed.f)
     return list(zip(np.split(cosines, ends), np.split(which, ends), strict=True))
+
+
+def _with_nearest(column: Column, nearest: Sequence[tuple[np.ndarray, np.ndarray]]) -> Column:
+    """The column with the mean cosine of each prompt's pictures with training pictures."""
+    rows = [
+        {**row, "measures": {**row["measures"], "nearest_training": float(near.mean())}}
+        for row, (near, _) in zip(column.surveyed.rows, nearest, strict=True)
+    ]
+    surveyed = dataclasses.replace(column.surveyed, rows=rows)
+    return dataclasses.replace(column, surveyed=surveyed)
 
 
 def _copies(
@@ -278,7 +227,8 @@ def text(result: Mapping[str, Any]) -> str:
     for name, label in labels.items():
         cells = [_cell(table.get(name)) for table in found.values()]
         lines.append(f"{label:{width}}" + "".join(f"  {cell:>{each}}" for cell in cells))
-    return "\n".join([*lines, *_spoken(result), *_clear(result)])
+    notes = ["", *result["notes"]] if result["notes"] else []
+    return "\n".join([*lines, *notes, *_spoken(result), *_clear(result)])
 
 
 def _spoken(result: Mapping[str, Any]) -> list[str]:
@@ -308,7 +258,8 @@ def _clear(result: Mapping[str, Any]) -> list[str]:
             for name, cell in cells
             if cell["low"] > 0 or cell["high"] < 0
         ]
-        lines.append(f"{column}: {', '.join(clear) or 'nothing that is sure'}")
+        none = "nothing that is sure" if table else "nothing measured of 2 prompts that both have"
+        lines.append(f"{column}: {', '.join(clear) or none}")
     head = "differences from the first, prompt by prompt, that 95 % intervals tell from 0:"
     return ["", head, *lines] if lines else []
 
@@ -343,10 +294,8 @@ def _names(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _galleries(columns: Sequence[Column]) -> dict[str, list[side_by_side.Gallery]]:
     """Pictures for the page: the first prompts, and where the first column did worst and best."""
-    places = [
-        {row["key"]: index for index, row in enumerate(column.surveyed.rows)} for column in columns
-    ]
-    shared = [key for key in places[0] if all(key in place for place in places)]
+    places = [estimates.places(column.surveyed) for column in columns]
+    shared = estimates.shared([column.surveyed for column in columns])
     if not shared:
         return {}
     first = columns[0].surveyed
@@ -357,7 +306,7 @@ def _galleries(columns: Sequence[Column]) -> dict[str, list[side_by_side.Gallery
         # Ties are broken by CLIP, then by the order of the prompts.
         second = first.column("clip_score" if "clip_score" in first.names else by)
 
-        def rank(key: str) -> tuple[float, float]:
+        def rank(key: estimates.Key) -> tuple[float, float]:
             index = places[0][key]
             values = np.nan_to_num([score[index], second[index]], nan=-math.inf)
             return float(values[0]), float(values[1])

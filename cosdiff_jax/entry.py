@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from cosdiff_jax import estimates
 from cosdiff_jax.data import files
 from cosdiff_jax.data.gallery import Gallery
 from cosdiff_jax.data.groups import Source, to_float, to_uint8
@@ -25,7 +26,7 @@ from cosdiff_jax.drawn import DrawnGroups
 from cosdiff_jax.features.pictures import fit
 from cosdiff_jax.metrics import psnr, questions, scenes, ssim
 from cosdiff_jax.metrics.digits import DigitMetric
-from cosdiff_jax.metrics.text_rendering import TextRendering
+from cosdiff_jax.metrics.text_rendering import WEIGHTS, TextRendering
 from cosdiff_jax.survey import Measure
 
 
@@ -51,14 +52,18 @@ class Entry:
 
 
 def paired(entry: Entry, reference: Entry) -> Entry:
-    """The column with each picture held to the reference's in its place, where numbers agree."""
+    """The column with each picture held to the reference's in its place.
+
+    Only of prompts that both have, by key and caption, and as many pictures of.
+    """
     real = reference.source
     assert isinstance(real, Gallery)  # beside held-out prompts no reference can be named
-    keys = [prompt.key for prompt in real.prompts if prompt.key not in real.missing]
-    place = {key: index for index, key in enumerate(keys)}
+    there = [prompt for prompt in real.prompts if prompt.key not in real.missing]
+    rows = [{"key": prompt.key, "caption": prompt.text} for prompt in there]
+    place = {estimates.key(row): index for index, row in enumerate(rows)}
 
     def compare(images: np.ndarray, group: Mapping[str, Any]) -> Mapping[str, float]:
-        index = place.get(group["key"])
+        index = place.get(estimates.key(group))
         if index is None or len(real.names(index)) != len(images):
             return {}
         others = to_float(real[index]["images"])
@@ -102,9 +107,10 @@ def texts(entry: Entry, folder: str, told: Mapping[str, str], *, alone: bool) ->
             return {}
         read = [found[name] for name in group["names"]]
         state = metric.update(metric.init(), [str(group["text"])] * len(read), read)
-        return metric.result(state)
+        return metric.counted(state)
 
-    facts = {**entry.facts, "read": digest(found)}
+    # What was measured without the counts is another measurement.
+    facts = {**entry.facts, "read": digest(found), "counted": sorted(set(WEIGHTS.values()))}
     return dataclasses.replace(entry, facts=facts, measures=[*entry.measures, compare])
 
 

@@ -96,7 +96,9 @@ def pictures(asked: Asked, out: Path, *, page: bool = True) -> dict[str, Any]:
     if asked.paired:
         for entry in entries:
             if entry.name != "reference" and "psnr" not in surveyed[entry.name].names:
-                _log.warning("--paired: %s has as many pictures of no prompt", entry.name)
+                _log.warning(
+                    "--paired: %s has as many pictures of no prompt of --reference", entry.name
+                )
     facts = {k: v for k, v in dataclasses.asdict(asked).items() if v not in (None, ())}
     if models:
         facts["peak_memory"] = facts_lib.peak()[1]

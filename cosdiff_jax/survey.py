@@ -93,8 +93,9 @@ class Surveyed:
     """What a survey found.
 
     Attributes:
-      rows: of each prompt its ``index``, ``key``, ``caption``, number of pictures ``num``, and
-        ``measures`` by name.
+      rows: of each prompt its ``index``, ``key``, ``caption``, ``group`` (what its author counts
+        it among, or ""), number of pictures ``num``, whether its caption is ``too_long`` for the
+        eye to read, and ``measures`` by name.
       f: of every picture, prompt by prompt in the order of ``rows``; None without an eye.
     """
 
@@ -208,16 +209,19 @@ class Survey:
             ends = np.cumsum([len(part) for part in images])[:-1]
             seen = np.split(self.eye.see(np.concatenate(images)), ends)
         for (index, group), f in zip(groups, seen, strict=True):
-            found = {}
+            found, too_long = {}, False
             if self.eye is not None and f is not None:
-                found |= of_features(f, self.eye.read(group["caption"]), self.top_percent)
+                said = self.eye.read(group["caption"])
+                found, too_long = of_features(f, said, self.top_percent), said is None
             for measure in self.measures:
                 found |= measure(group["images"], group)
             row = {
                 "index": index,
                 "key": str(group.get("key", index)),
                 "caption": group["caption"],
+                "group": str(group.get("group") or ""),
                 "num": len(group["images"]),
+                "too_long": too_long,
                 "measures": {k: float(v) for k, v in found.items() if math.isfinite(v)},
             }
             yield row, f

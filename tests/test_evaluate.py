@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 
@@ -16,8 +15,7 @@ from cosdiff_jax import columns, comparison, evaluate, networks
 from cosdiff_jax.data import prompts as prompt_sets
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.entry import scenes_of
-from cosdiff_jax.metrics import frechet
-from cosdiff_jax.survey import Survey, Surveyed
+from cosdiff_jax.survey import Survey
 
 
 def asked(folder, **more):
@@ -222,155 +220,6 @@ def test_another_eye_of_the_same_name_is_another_measurement(foreign, monkeypatc
         evaluate.pictures(asked, foreign / "out")
 
 
-def surveyed(number, seed, features=4, **measures):
-    """Prompts of two pictures each, as vectors that nobody saw."""
-    f = np.random.default_rng(seed).normal(size=(2 * number, features)).astype(np.float32)
-    rows = [
-        {"index": p, "key": str(p), "caption": "", "num": 2}
-        | {"measures": {n: v[p] for n, v in measures.items()}}
-        for p in range(number)
-    ]
-    return Surveyed(rows=rows, f=f)
-
-
-def compared(out, columns, **more):
-    def none(indices):
-        return [np.zeros((2, 8, 8, 3), np.uint8) for _ in indices]
-
-    made = [comparison.Column(name=n, surveyed=s, pictures=none) for n, s in columns.items()]
-    return comparison.write(out, made, **more)
-
-
-def test_a_frechet_distance_is_told_with_its_network_and_number(tmp_path):
-    columns = {"many": surveyed(40, 0), "few": surveyed(6, 1)}
-    found = compared(
-        tmp_path, columns, reference=surveyed(50, 2), eye="my_clip", facts={"top_percent": 5.0}
-    )
-    # The key stays; what is printed and the page say which and of how many.
-    assert "frechet" in found["columns"]["many"]
-    assert found["facts"]["pictures"] == {"many": 80, "few": 12, "reference": 100}
-    lines = comparison.text(found).splitlines()
-    assert any(line.startswith("frechet (my_clip, n = 12 to 80) ") for line in lines)
-    assert any(line.startswith("mmd (my_clip, n = 12 to 80) ") for line in lines)
-    page = (tmp_path / "report.html").read_text()
-    assert "my_clip" in page and "many 80, few 12, reference 100" in page
-
-
-def test_a_frechet_distance_is_drawn_against_the_number_of_pictures(tmp_path):
-    columns = {"many": surveyed(40, 0), "few": surveyed(6, 1)}
-    reference = surveyed(50, 2)
-    found = compared(tmp_path, columns, reference=reference, eye="my_clip")
-    with open(tmp_path / "figures" / "frechet_by_n.csv") as file:
-        rows = list(csv.DictReader(file))
-    many = [row for row in rows if row["column"] == "many"]
-    assert [int(row["n"]) for row in many] == np.linspace(40, 80, 15).astype(int).tolist()
-    assert float(many[-1]["frechet"]) == pytest.approx(found["columns"]["many"]["frechet"]["mean"])
-    real = frechet.update(frechet.init(4), reference.f)
-    line = frechet.infinity(columns["many"].f, real, lowest=40)
-    assert found["columns"]["many"]["frechet_infinity"]["mean"] == pytest.approx(line.value)
-    wanted = [line.value + line.slope / int(row["n"]) for row in many]
-    assert [float(row["fitted"]) for row in many] == pytest.approx(wanted)
-    # Too few pictures for a line, not for the distances.
-    few = [row for row in rows if row["column"] == "few"]
-    assert [int(row["n"]) for row in few] == [*range(6, 13)] and few[0]["fitted"] == ""
-    assert "frechet_infinity" not in found["columns"]["few"]
-    page = (tmp_path / "report.html").read_text()
-    assert "Frechet distance of n pictures, my_clip features" in page
-    # Without real pictures there is nothing to draw.
-    compared(tmp_path / "other", columns, eye="my_clip")
-    assert not (tmp_path / "other" / "figures" / "frechet_by_n.csv").exists()
-
-
-def test_columns_are_told_apart_prompt_by_prompt(tmp_path):
-    hard = np.random.default_rng(3).uniform(size=40)
-    noise = 0.01 * np.random.default_rng(4).normal(size=40)
-    peaks = [1.0] * 40
-    columns = {
-        "true": surveyed(40, 2, all=np.ones(40)),
-        "base": surveyed(40, 0, all=hard, seconds=peaks),
-        "better": surveyed(40, 1, all=hard + 0.02 + noise, seconds=peaks),
-        "same": surveyed(40, 1, all=hard + noise - noise.mean(), seconds=peaks),
-    }
-    # Neither the order in which prompts were measured means anything, nor their numbers: a folder
-    # may lack a prompt.
-    columns["better"].rows.reverse()
-    for number, row in enumerate(columns["better"].rows):
-        row["index"] = number
-    columns["better"].rows[7]["measures"]["all"] = float("nan")
-    found = compared(tmp_path, columns)
-    cell = found["differences"]["better"]["all"]
-    assert 0.01 < cell["low"] < cell["mean"] < cell["high"] < 0.03
-    assert cell["mean"] == pytest.approx(0.02 + np.delete(noise, 32).mean(), abs=1e-6)
-    assert list(found["differences"]) == ["better", "same"]
-    assert list(found["differences"]["same"]) == ["all"]  # a median of seconds is no mean
-    # Their own intervals overlap by far, and say nothing of it.
-    own = [found["columns"][name]["all"] for name in ("base", "better")]
-    assert own[0]["high"] > own[1]["mean"] + 0.03
-    said = comparison.text(found).splitlines()
-    assert (
-        said[-2].startswith("better: all +0.0192 (+0.016")
-        and said[-1] == "same: nothing that is sure"
-    )
-    page = (tmp_path / "report.html").read_text()
-    assert "Against base" in page
-    bold = re.findall(r'class="n after" data-of="(\w+)">([^<]+)<', page)
-    assert [column for column, _ in bold] == ["better", "better"]  # the best, and apart from base
-    with open(tmp_path / "differences.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["measure"], r["column"], r["against"]) for r in rows] == [
-        ("all", "better", "base"), ("all", "same", "base"),
-    ]  # fmt: skip
-    assert not compared(tmp_path / "one", {"base": columns["base"]})["differences"]
-
-
-def test_each_language_has_its_own_numbers(tmp_path):
-    columns = {
-        "made": surveyed(6, 0, all=[0.0, 1.0, 0.5, 0.2, 0.8, 0.6], seconds=[1.0] * 6),
-        "true": surveyed(6, 1, all=[1.0] * 6, relation=[1.0] * 6),
-    }
-    captions = ["a <b>", "红色的圆", "빨간 원 圆", "a ring", "two", "一个圆环"]
-    for found in columns.values():
-        for row, caption in zip(found.rows, captions, strict=True):
-            row["caption"] = caption
-    del columns["true"].rows[2]["measures"]["relation"]  # nothing to say of the Korean one
-    found = compared(tmp_path, columns)["languages"]
-    assert list(found) == ["en", "zh", "ko"]
-    assert found["en"]["made"]["all"]["mean"] == pytest.approx((0.0 + 0.2 + 0.8) / 3)
-    assert found["en"]["made"]["all"]["low"] < found["en"]["made"]["all"]["high"]
-    assert found["ko"]["made"]["all"] == {"mean": 0.5}
-    assert found["zh"]["made"]["all"]["mean"] == pytest.approx(0.8)
-    assert "relation" in found["zh"]["true"] and "relation" not in found["ko"]["true"]
-    assert all(list(said["made"]) == ["all"] for said in found.values())  # no median, no set's
-    said = comparison.text(json.loads((tmp_path / "metrics.json").read_text())).splitlines()
-    where = said.index("by the language of the prompt:")
-    assert said[where + 1].split() == ["all", "en", "zh", "ko"]
-    assert re.findall(r"\S+", said[where + 2])[0::2] == ["made", "±0.4000", "±0.2000"]
-    with open(tmp_path / "languages.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [r["mean"] for r in rows if r["column"] == "made" and r["language"] == "ko"] == ["0.5"]
-    page = (tmp_path / "report.html").read_text()
-    assert "By language" in page
-    part = page[page.index("By language") : page.index("</section>", page.index("By language"))]
-    assert re.findall(r'data-of="(\w+)">([^<]+)<', part)[:3] == [
-        ("English", "33.3 %"), ("Chinese", "80.0 %"), ("Korean", "50.0 %"),
-    ]  # fmt: skip
-
-
-def test_one_language_is_no_table(tmp_path):
-    found = compared(tmp_path, {"made": surveyed(3, 0, all=[1.0, 0.0, 1.0])})
-    assert found["languages"] == {}
-    assert "By language" not in (tmp_path / "report.html").read_text()
-    assert "language" not in comparison.text(found)
-
-
-def test_a_peak_is_that_of_all_prompts(tmp_path):
-    columns = {"made": surveyed(3, 0, peak_mib=[10.0, 30.0, 30.0], seconds=[9.0, 1.0, 1.0])}
-    found = compared(tmp_path, columns, facts={"peak_memory": "process"})
-    assert found["columns"]["made"]["peak_mib"] == {"mean": 30.0}
-    assert found["columns"]["made"]["seconds"] == {"mean": 1.0}
-    assert "peak_mib (process) " in comparison.text(found)
-
-
 def said_of(asked):
     """Of each column and prompt what only that column is measured by: no network looks."""
     found = {}
@@ -409,8 +258,9 @@ def test_texts_that_somebody_read_in_pictures(foreign, monkeypatch):
     told = foreign / "read.csv"
     told.write_text("picture,text\np0/0.png,SALE\np0/1.png,SAL\np2/0.png,not asked for\n")
     (rows,) = said_of(evaluate.Asked(read=str(told), **asked)).values()
+    counts = {"text_characters": 8, "text_pictures": 2}
     first = {"text_accuracy": 7 / 8, "text_hit_rate": 7 / 8, "text_availability": 0.5}
-    assert rows == [first, {}, {}, {}]
+    assert rows == [{**first, **counts}, {}, {}, {}]
     # Lines of JSON, paths from where the command is given, nothing read in one.
     monkeypatch.chdir(foreign)
     lines = [
@@ -419,7 +269,8 @@ def test_texts_that_somebody_read_in_pictures(foreign, monkeypatch):
     told = foreign / "read.jsonl"
     told.write_text("\n".join(map(json.dumps, lines)))
     (rows,) = said_of(evaluate.Asked(read=str(told), **asked)).values()
-    assert rows[0] == {"text_accuracy": 0.5, "text_hit_rate": 0.5, "text_availability": 0.5}
+    half = {"text_accuracy": 0.5, "text_hit_rate": 0.5, "text_availability": 0.5}
+    assert rows[0] == {**half, **counts}
     # Names inside a folder do not say which of two folders.
     told.write_text(json.dumps({"picture": "p0/0.png", "text": "SALE"}))
     for images, message in (
@@ -431,6 +282,80 @@ def test_texts_that_somebody_read_in_pictures(foreign, monkeypatch):
     add(foreign, text="")
     with pytest.raises(ValueError, match=r'no prompt of the pictures in .* has a "text"'):
         said_of(evaluate.Asked(read=str(told), **asked))
+
+
+def test_text_accuracy_is_of_all_characters_not_of_prompts(foreign):
+    place = foreign / "prompts.jsonl"
+    lines = [json.loads(line) for line in place.read_text().splitlines()]
+    wanted = ["A", "ABCDEFGHIJ"]
+    for line, text in zip(lines, wanted, strict=False):
+        line["text"] = text
+    place.write_text("\n".join(map(json.dumps, lines)))
+    told = foreign / "read.csv"
+    read = [f"p{p}/{n}.png,{text}\n" for p, text in enumerate(["B", wanted[1]]) for n in (0, 1)]
+    told.write_text("picture,text\n" + "".join(read))
+    found = evaluate.pictures(
+        evaluate.Asked(images=(str(foreign / "made"),), prompts=str(place), read=str(told)),
+        foreign / "out",
+        page=False,
+    )
+    (table,) = found["columns"].values()
+    assert table["text_accuracy"]["mean"] == pytest.approx(20 / 22)
+    assert table["text_hit_rate"]["mean"] == pytest.approx(20 / 22)
+    assert table["text_availability"]["mean"] == 0.5
+    assert not {"text_characters", "text_pictures"} & set(table)
+
+
+def geneval(folder, *prompts):
+    """Two pictures of each prompt, laid out as GenEval wants them."""
+    for number, prompt in enumerate(prompts):
+        place = folder / f"{number:05d}"
+        (place / "samples").mkdir(parents=True)
+        (place / "metadata.jsonl").write_text(json.dumps({"tag": "counting", "prompt": prompt}))
+        for k in range(2):
+            image = np.full((64, 64, 3), 40 * number + 20 * k, np.uint8)
+            Image.fromarray(image).save(place / "samples" / f"{k:04d}.png")
+    return str(folder)
+
+
+def test_folders_that_number_other_prompts_alike_are_not_paired(tmp_path):
+    a = geneval(tmp_path / "a", "a photo of a cat", "two dogs")
+    b = geneval(tmp_path / "b", "a red star", "two dogs")
+    asked = evaluate.Asked(images=(a, b), reference=b, paired=True)
+    rows = said_of(asked)
+    assert rows[a][0] == {} and rows[a][1]["psnr"] == pytest.approx(100)
+    found = evaluate.pictures(evaluate.Asked(images=(a, b)), tmp_path / "out")
+    assert found["shared"] == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<article>") == 1 and "two dogs" in page and "a photo of a cat" not in page
+
+
+def test_categories_of_prompts_are_kept_for_models_and_folders(folder, foreign):
+    place = foreign / "prompts.jsonl"
+    lines = [json.loads(line) for line in place.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["category"] = ("Animals", "Food")[number % 2]
+    place.write_text("\n".join(map(json.dumps, lines)))
+    found = evaluate.pictures(
+        evaluate.Asked(
+            models=(folder,), images=(str(foreign / "made"),), prompts=str(place), num=2, steps=2
+        ),
+        foreign / "out",
+        page=False,
+    )
+    assert list(found["categories"]) == ["Animals", "Food"]
+    assert all(len(said) == 2 for said in found["categories"].values())
+    assert (foreign / "out" / "categories.csv").exists()
+
+
+def test_a_caption_that_clip_cannot_read_is_told_once(foreign):
+    prompts = add(foreign, prompt="a red circle " * 200)
+    images = (str(foreign / "made"), str(foreign / "real"))
+    found = evaluate.pictures(
+        evaluate.Asked(images=images, prompts=prompts), foreign / "out", page=False
+    )
+    said = comparison.text(found)
+    assert said.count("1 of 4 captions is too long for scenes_clip") == 1
 
 
 EYES = """

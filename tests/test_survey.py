@@ -44,6 +44,7 @@ class Pictures:
             {
                 "caption": "a" * (index + 1) if index < 5 else "far too long",
                 "key": f"k{index}",
+                "group": "many" if index % 2 else "",
                 "images": rng.integers(0, 256, (1 + index % 4, SIZE, SIZE, 3), np.uint8),
             }
             for index in range(number)
@@ -105,6 +106,7 @@ def test_every_prompt_is_measured_by_itself(whole, eye):
 def test_what_cannot_be_said_is_absent(whole):
     assert "mean_cosine" not in whole.rows[0]["measures"]
     assert "clip_score" not in whole.rows[6]["measures"]
+    assert [row["too_long"] for row in whole.rows] == [False] * 5 + [True] * 2
     assert "never" not in whole.names
     assert np.isnan(whole.column("mean_cosine")).tolist() == [
         True,
@@ -112,6 +114,10 @@ def test_what_cannot_be_said_is_absent(whole):
         True,
         *[False] * 2,
     ]
+
+
+def test_the_category_of_a_prompt_is_kept(whole):
+    assert [row["group"] for row in whole.rows] == ["", "many", "", "many", "", "many", ""]
 
 
 def test_a_stopped_one_goes_on_where_it_was(whole, eye, tmp_path):

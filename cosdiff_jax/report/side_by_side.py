@@ -20,6 +20,11 @@ from cosdiff_jax.report.page import facts_list, img, language, write_page
 # Pictures of a prompt that stand on the page.
 MOST = 8
 _LANGUAGES = {"en": "English", "zh": "Chinese", "ko": "Korean"}
+_LETTERS = (
+    "Told by the letters of the prompt: Korean where there is Hangul, Chinese where there are Han "
+    "characters, else English."
+)
+_AUTHORS = "What the authors of the prompts count them among; prompts without a word are left out."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,9 @@ def write(
     found: Found,
     apart: Apart | None = None,
     languages: Mapping[str, Found] | None = None,
+    categories: Mapping[str, Found] | None = None,
+    same: bool = True,
+    notes: Sequence[str] = (),
     galleries: Mapping[str, Sequence[Gallery]],
     figures: Sequence[Figure] = (),
     facts: Mapping[str, Any] | None = None,
@@ -58,15 +66,22 @@ def write(
       found: column -> measure -> mean and interval; the column "true" is the true distribution.
       apart: paired differences between columns; without, intervals that overlap are not told apart.
       languages: the same as ``found`` over the prompts of each language.
+      categories: the same over what the prompts' author counts them among.
+      same: whether the columns are of the same prompts.
+      notes: sentences to know before reading the numbers.
       galleries: heading -> prompts with their pictures.
       figures: drawn already.
       facts: what was asked.
     """
+    spoken = {_LANGUAGES[name]: tables for name, tables in (languages or {}).items()}
     body = [
         f"<header><h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(_lead(found))}</p></header>',
+        f'<p class="lead">{html.escape(_lead(found, same))}</p>',
+        *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
+        "</header>",
         _tables(found, apart),
-        _languages(languages or {}, found),
+        _parts("By language", _LETTERS, spoken, found),
+        _parts("By category", _AUTHORS, categories or {}, found),
     ]
     if figures:
         drawn = "".join(
@@ -87,8 +102,8 @@ def best(name: str, found: Found, apart: Apart | None = None) -> set[str]:
     """The columns whose value of a measure is best, or cannot be told from the best.
 
     Two values cannot be told apart if the 95 % interval of their paired difference holds 0, or,
-    where there is none, if their own intervals overlap. Nothing is best where nobody knows what to
-    wish for, or where every column is.
+    without ``apart``, if their own intervals overlap. Nothing is best where nobody knows what to
+    wish for, where some column has no interval to tell by, or where every column is.
     """
     wish = ROWS[name].better if name in ROWS else ""
     true = found.get("true", {}).get(name)
@@ -102,23 +117,28 @@ def best(name: str, found: Found, apart: Apart | None = None) -> set[str]:
         return cell["mean"] if wish == "lower" else -cell["mean"]
 
     first = min(there, key=lambda column: cost(there[column]))
-    top = there[first]
-
-    def reaches(column: str, cell: Mapping[str, float]) -> bool:
-        by = None if apart is None or column == first else apart(name, column, first)
-        if by is not None:
-            return by.low <= 0 <= by.high
-        low, high = cell.get("low", cell["mean"]), cell.get("high", cell["mean"])
-        return low <= top.get("high", top["mean"]) and high >= top.get("low", top["mean"])
-
-    chosen = {column for column, cell in there.items() if reaches(column, cell)}
+    top, chosen = there[first], {first}
+    for column, cell in there.items():
+        if column == first:
+            continue
+        if apart is not None:
+            by = apart(name, column, first)
+            if by is None:
+                return set()
+            alike = by.low <= 0 <= by.high
+        elif "low" in cell and "low" in top:
+            alike = cell["low"] <= top["high"] and cell["high"] >= top["low"]
+        else:
+            return set()
+        if alike:
+            chosen.add(column)
     return chosen if len(chosen) < len(there) else set()
 
 
-def _lead(found: Found) -> str:
+def _lead(found: Found, same: bool) -> str:
     others = [name for name in found if name != "true"]
     some = next(iter(found.values()), {})
-    pictures = "measured on the same prompts"
+    pictures = "measured on the same prompts" if same else "each measured on its own prompts"
     beside = ", beside the true distribution" if "true" in found else ""
     spread = any("low" in cell for cell in some.values())
     intervals = " Intervals hold 95 %, over prompts." if spread else ""
@@ -141,8 +161,8 @@ def _tables(found: Found, apart: Apart | None) -> str:
             "</details>"
         )
     note = (
-        '<p class="note">Bold: the best, and what cannot be told from it. Where the true '
-        "distribution has a value, nearest to it is best.</p>"
+        '<p class="note">Bold: the best, and what cannot be told from it; nothing where no '
+        "interval tells. Where the true distribution has a value, nearest to it is best.</p>"
     )
     own = f"<section><h2>In numbers</h2>{note}{''.join(parts)}</section>"
     return own + (_against(first, found, apart) if apart is not None else "")
@@ -171,36 +191,33 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
     )
 
 
-def _languages(languages: Mapping[str, Found], found: Found) -> str:
-    """A table for each column, measures down and languages across; the first one stands open."""
-    head = "".join(f'<th class="n">{_LANGUAGES[spoken]}</th>' for spoken in languages)
-    parts = []
+def _parts(heading: str, note: str, parts: Mapping[str, Found], found: Found) -> str:
+    """A table for each column, measures down and parts across; the first one stands open."""
+    head = "".join(f'<th class="n">{html.escape(part)}</th>' for part in parts)
+    folded = []
     for column in found:
-        tables = {spoken: said.get(column, {}) for spoken, said in languages.items()}
+        tables = {part: said.get(column, {}) for part, said in parts.items()}
         names = {name for table in tables.values() for name in table}
         lines = []
         for name in ROWS:
             if name in names and name != "evaluations":
                 cells = "".join(
-                    f'<td class="n" data-of="{_LANGUAGES[spoken]}">'
+                    f'<td class="n" data-of="{html.escape(part)}">'
                     f"{cell(ROWS[name], table.get(name))}</td>"
-                    for spoken, table in tables.items()
+                    for part, table in tables.items()
                 )
                 title = html.escape(ROWS[name].title)
                 lines.append(f'<tr><th scope="row">{title}</th>{cells}</tr>')
         if lines:
-            parts.append(
-                f"<details{' open' * (not parts)}><summary>{html.escape(column)}</summary>"
+            folded.append(
+                f"<details{' open' * (not folded)}><summary>{html.escape(column)}</summary>"
                 f'<div class="wide"><table class="many"><thead><tr><th></th>{head}</tr></thead>'
                 f"<tbody>{''.join(lines)}</tbody></table></div></details>"
             )
-    if not parts:
+    if not folded:
         return ""
-    note = (
-        '<p class="note">Told by the letters of the prompt: Korean where there is Hangul, Chinese '
-        "where there are Han characters, else English.</p>"
-    )
-    return f"<section><h2>By language</h2>{note}{''.join(parts)}</section>"
+    told = f'<p class="note">{html.escape(note)}</p>'
+    return f"<section><h2>{heading}</h2>{told}{''.join(folded)}</section>"
 
 
 def apart_cell(measure: Measure, column: str, by: Interval | None) -> str:

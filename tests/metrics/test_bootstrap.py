@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cosdiff_jax.metrics.bootstrap import Bootstrap
+from cosdiff_jax.metrics.bootstrap import Bootstrap, change, weighted
 
 
 def variance(values):
@@ -104,6 +104,20 @@ def test_the_mean_is_one_statistic_among_others():
     np.testing.assert_allclose(fast[1:], slow[1:], atol=0.03 * (slow.high - slow.low))
     paired = Bootstrap().difference(values, 0 * values, lambda v: float(np.median(v)))
     assert paired.value == np.median(values) and paired.low < paired.value < paired.high
+
+
+def test_a_weighted_mean_is_the_ratio_of_sums():
+    rng = np.random.default_rng(5)
+    right, asked = rng.integers(0, 5, 30), rng.integers(5, 40, 30)
+    pairs = np.stack([right / asked, asked], axis=1)
+    found = Bootstrap()(pairs, weighted)
+    assert found.value == pytest.approx(right.sum() / asked.sum())
+    assert found.low < found.value < found.high
+    # The one prompt that nobody knows the weight of counts on neither side.
+    better = {p: np.array([x + 0.1, w]) for p, (x, w) in enumerate(pairs)}
+    known = {p: np.array(pair) for p, pair in enumerate(pairs)} | {3: np.array([0.5, np.nan])}
+    by = change(known, better, weighted)
+    assert by is not None and by == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_more_prompts_and_less_certainty_narrow_it():

@@ -4,7 +4,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from cosdiff_jax.metrics.text_rendering import TextRendering, edits, hits
+from cosdiff_jax.metrics.text_rendering import WEIGHTS, TextRendering, edits, hits
 
 
 def measure(asked, read, usable=None, **changes):
@@ -99,6 +99,20 @@ def test_long_texts_weigh_more():
     found = measure(["a", "bcdefghij"], ["x", "bcdefghij"])
     assert found["text_accuracy"] == found["text_hit_rate"] == pytest.approx(0.9)
     assert found["text_availability"] == 0.5
+
+
+def test_shares_of_prompts_weighed_by_their_counts_give_the_whole():
+    asked, read = ["A", "ABCDEFGHIJ", "ab"], ["B", "ABCDEFGHIJ", "axx"]
+    metric = TextRendering()
+    parts = [
+        metric.counted(metric.update(metric.init(), [a], [r]))
+        for a, r in zip(asked, read, strict=True)
+    ]
+    whole = measure(asked, read)
+    for name, weight in WEIGHTS.items():
+        total = sum(part[weight] for part in parts)
+        found = sum(part[name] * part[weight] for part in parts) / total
+        assert found == pytest.approx(whole[name])
 
 
 def test_parts_and_hosts_give_what_all_at_once_gives():

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from cosdiff_jax.metrics.bootstrap import Interval
 from cosdiff_jax.report import figures, side_by_side
 
 
@@ -33,6 +34,22 @@ def test_nothing_is_best_where_all_are_or_nobody_knows():
     }
     assert side_by_side.best("all", found) == side_by_side.best("anchor", found) == set()
     assert side_by_side.best("all", {"a": found["a"]}) == set()
+
+
+def test_nothing_is_best_where_no_interval_tells():
+    found = {n: {"frechet": {"mean": v}, "all": cell(v)} for n, v in {"a": 1.0, "b": 2.0}.items()}
+    assert side_by_side.best("frechet", found) == set()
+    assert side_by_side.best("all", found) == {"b"}
+    # One column without an interval is enough.
+    del found["b"]["all"]["low"], found["b"]["all"]["high"]
+    assert side_by_side.best("all", found) == set()
+
+
+def test_where_differences_are_known_they_alone_tell():
+    found = {n: {"all": cell(v)} for n, v in {"a": 0.1, "b": 0.9}.items()}
+    assert side_by_side.best("all", found, lambda *_: None) == set()
+    assert side_by_side.best("all", found, lambda *_: Interval(-0.8, -0.9, -0.7)) == {"b"}
+    assert side_by_side.best("all", found, lambda *_: Interval(-0.8, -1.7, 0.1)) == set()
 
 
 def found_of(columns):
