@@ -263,6 +263,7 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
     guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance))
     shape = latent_shape(config, images)
     solver = _solver(knobs, trajectory, shape)
+    asked = getattr(solver, "asked", solver.grid)
     views = {"none": lambda: None, **_views(nets, trained)}
     descent = tables.make(tables.DESCENTS, _choice(knobs, "descent"))
     if descent is not None:
@@ -277,7 +278,7 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         parameterization=_parameterization(trained),
         steps=knobs.steps,
         weaker=_weaker_network(config, nets.backbone),
-        guidance=composed.late(guidance, solver.grid(knobs.steps), knobs.get("unguided", 0)),
+        guidance=composed.late(guidance, asked(knobs.steps), knobs.get("unguided", 0)),
         solver=solver,
         precision=knobs.get("matmul_precision", ""),
         rows=knobs.rows,

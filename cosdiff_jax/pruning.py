@@ -13,10 +13,11 @@ It follows group inference (arXiv 2508.15773), whose published code takes the pr
 state after the step, off by v / steps.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,8 @@ class Pruning:
 
     @cached_property
     def _descended(self) -> Callable:
-        return jax.jit(self.sampler.descended)
+        alike, scales = self.sampler.apart()
+        return partial(_descending(alike), scales)
 
     @cached_property
     def _pictures(self) -> Callable:
@@ -153,29 +155,43 @@ class Pruning:
 
     @cached_property
     def _step(self) -> Callable:
-        def step(
-            params, frozen, text, empty, said, z, moved, keys, keep: int
-        ) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
-            (t, length), rows = moved, self.sampler.rows
+        alike, scales = self.sampler.apart()
+        return partial(_stepping(dataclasses.replace(self, sampler=alike)), scales)
 
-            def velocity(z: Array, keys: Array) -> Array:
-                field = self.sampler.velocity(params, frozen, text, empty, keys)
-                return field(z, jnp.full(z.shape[0], t))
 
-            def see(z: Array, v: Array) -> Array:
-                times = jnp.full(z.shape[0], t)
-                return self.view(frozen, self.sampler.trajectory.clean(z, v, times))
+# Compiled once for all that differ in scales of guidance alone, which come as an argument.
+@lru_cache(maxsize=32)
+def _descending(sampler: Sampler) -> Callable:
+    return jax.jit(lambda scales, *args: sampler.scaled(scales).descended(*args))
 
-            coupled = self.sampler.repulsion is not None
-            v = in_parts(velocity, z.shape[0] if coupled else rows, z, keys)
-            after = z - length * v
-            if keep == z.shape[0]:
-                return after, jnp.arange(keep)
-            f = in_parts(see, rows, z, v)
-            chosen = jnp.sort(self.selection(f, product("mf,f->m", f, said[0]), keep))
-            return after[chosen], chosen
 
-        return jax.jit(step, static_argnames="keep")
+@lru_cache(maxsize=32)
+def _stepping(pruning: Pruning) -> Callable:
+    rows, trajectory = pruning.sampler.rows, pruning.sampler.trajectory
+
+    def step(
+        scales, params, frozen, text, empty, said, z, moved, keys, keep: int
+    ) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
+        sampler, (t, length) = pruning.sampler.scaled(scales), moved
+
+        def velocity(z: Array, keys: Array) -> Array:
+            field = sampler.velocity(params, frozen, text, empty, keys)
+            return field(z, jnp.full(z.shape[0], t))
+
+        def see(z: Array, v: Array) -> Array:
+            times = jnp.full(z.shape[0], t)
+            return pruning.view(frozen, trajectory.clean(z, v, times))
+
+        coupled = sampler.repulsion is not None
+        v = in_parts(velocity, z.shape[0] if coupled else rows, z, keys)
+        after = z - length * v
+        if keep == z.shape[0]:
+            return after, jnp.arange(keep)
+        f = in_parts(see, rows, z, v)
+        chosen = jnp.sort(pruning.selection(f, product("mf,f->m", f, said[0]), keep))
+        return after[chosen], chosen
+
+    return jax.jit(step, static_argnames="keep")
 
 
 def in_parts(call: Callable[..., Array], most: int, *arrays: Array) -> Array:

@@ -10,7 +10,7 @@ a group: then K matters as well.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,12 +25,13 @@ from cosdiff_jax.diversity import noise as noises
 from cosdiff_jax.diversity import similarity
 from cosdiff_jax.diversity.repulsion import Repulsion
 from cosdiff_jax.features.feature import Feature
+from cosdiff_jax.flow import composed
 from cosdiff_jax.flow.condition import Annealed, Cads
-from cosdiff_jax.flow.guidance import ClassifierFree, Guidance, is_none
+from cosdiff_jax.flow.guidance import ClassifierFree, Guidance
 from cosdiff_jax.flow.parameterization import Parameterization
 from cosdiff_jax.flow.parameterization import Velocity as VelocityOutput
 from cosdiff_jax.flow.solver import Euler, Solver, Velocity
-from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
+from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory, check_path
 from cosdiff_jax.models import captions, layers
 from cosdiff_jax.shapes import Frozen, Params, TextStream
 from cosdiff_jax.sharding import constrain, to_host
@@ -106,14 +107,7 @@ class Sampler:
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, not {self.rows}")
         layers.precision(self.precision)  # an unknown name is told here
-        parts = {"guidance": self.guidance, "solver": self.solver, "solver.grid": self.solver.grid}
-        for name, part in parts.items():
-            path = getattr(part, "trajectory", self.trajectory)
-            if path != self.trajectory:
-                raise ValueError(
-                    f"{name}.trajectory is {path}, the sampler's {self.trajectory}: make the "
-                    f"{name} with the sampler's"
-                )
+        check_path(self.trajectory, guidance=self.guidance, solver=self.solver)
         if self.repulsion is None:
             return
         kind = type(self.repulsion).__name__
@@ -281,16 +275,22 @@ class Sampler:
     def _draw(self) -> Callable:
         """(params, frozen, text, empty, start, keys) -> pictures, compiled.
 
-        The scale of guidance is an argument of the program, which all samplers share that differ
-        in it alone: another scale is not compiled again. Only s = 1 is another program, for it
-        needs half the evaluations.
+        Scales of guidance are arguments of the program, which all samplers share that differ in
+        them alone: another scale is not compiled again. Only s = 1 is another program, for it
+        needs fewer evaluations.
         """
-        guidance: Any = self.guidance
-        scale = getattr(guidance, "scale", 1)
-        if not is_none(scale):
-            guidance = dataclasses.replace(guidance, scale=_ANY)
-        program = _program(dataclasses.replace(self, guidance=guidance, rows=1))
-        return functools.partial(program, jnp.asarray(scale, jnp.float32))
+        alike, scales = self.apart()
+        return functools.partial(_program(dataclasses.replace(alike, rows=1)), scales)
+
+    def apart(self) -> tuple["Sampler", tuple[Float[Array, ""], ...]]:
+        """What is equal in all samplers that differ in scales of guidance alone, and the scales."""
+        scales = composed.scales(self.guidance)
+        alike = self.scaled([_ANY] * len(scales))
+        return alike, tuple(jnp.asarray(scale, jnp.float32) for scale in scales)
+
+    def scaled(self, scales: Sequence[float | Float[Array, ""]]) -> "Sampler":
+        """The same sampler with other scales of guidance, those that ``apart`` says."""
+        return dataclasses.replace(self, guidance=composed.scaled(self.guidance, scales))
 
     def _run(
         self,
@@ -338,13 +338,10 @@ _ANY = 2.0
 
 @functools.lru_cache(maxsize=32)
 def _program(sampler: Sampler) -> Callable:
-    """The compiled form of a sampler, with the scale of guidance as its first argument."""
+    """The compiled form of a sampler, with the scales of guidance as its first argument."""
 
-    def draw(scale: jax.Array, *args: Any) -> jax.Array:
-        asked: Any = sampler.guidance
-        if not is_none(getattr(asked, "scale", 1)):
-            asked = dataclasses.replace(asked, scale=scale)
-        return dataclasses.replace(sampler, guidance=asked)._run(*args)
+    def draw(scales: tuple[jax.Array, ...], *args: Any) -> jax.Array:
+        return sampler.scaled(scales)._run(*args)
 
     return jax.jit(draw)
 

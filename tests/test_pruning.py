@@ -53,12 +53,15 @@ class Smooth(nn.Module):
         return z - jnp.tanh(2 * z)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class View(ClipFeature):
     """Stands in for CLIP: a preview's own direction; the caption likes the first number high."""
 
     clip: CLIP = dataclasses.field(default_factory=lambda: CLIP(vocab=9))
     seen: list = dataclasses.field(default_factory=list)
+
+    # What was seen is each one's own: no program of another is taken.
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __call__(self, frozen, x, text=None):
         jax.debug.callback(lambda x: self.seen.append(np.asarray(x)), x)
@@ -187,3 +190,34 @@ def test_those_that_repel_are_asked_together_and_seen_in_chunks():
     prune(view, candidates=4, num=2, steps=1, fields=fields)
     assert set(CALLS) == {4}
     assert [len(preview) for preview in view.seen] == [2, 2] * 2
+
+
+@pytest.mark.parametrize("descent", [None, Descent(moves=1, rate=0.3, rollout=2)])
+def test_another_scale_is_not_compiled_again(descent):
+    traced = []
+
+    class Watched(nn.Module):
+        attention = Reads()
+
+        @nn.compact
+        def __call__(self, z, t, text):
+            traced.append(z.shape[0])
+            said = jnp.repeat(text.hidden.sum((1, 2)), z.shape[0] // text.mask.shape[0])
+            return z - jnp.tanh(2 * z) - 0.01 * said[:, None, None, None]
+
+    view = View()
+
+    def at(scale):
+        guidance = ClassifierFree(scale=scale)
+        fields = {"backbone": Watched(), "guidance": guidance, "descent": descent, "steps": 2}
+        sampler = Sampler(language_model=LanguageModel(), vae=None, shape=(2, 2, 1), **fields)
+        run = pruning.Pruning(sampler=sampler, view=view, selection=MaxMin())
+        tokens = np.array([[2, 5]], np.int32)
+        inputs = ({}, {"llm": {}}, tokens, tokens > 0, jax.random.key(3))
+        return run(*inputs, candidates=4, num=2, seeds=np.array([0]))[0]
+
+    first = at(3.0)
+    programs = len(traced)
+    assert not np.array_equal(at(5.0), first)
+    assert len(traced) == programs > 0
+    np.testing.assert_array_equal(at(3.0), first)

@@ -16,6 +16,7 @@ Repulsion and the solver come after. Every scale counts as s does: 1 is no guida
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from cosdiff_jax import text_stream
 from cosdiff_jax.flow.guidance import ClassifierFree, is_none
 from cosdiff_jax.flow.solver import Remembering, Velocity
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory, along_rows
-from cosdiff_jax.flow.weaker import Backbone, Weaker
+from cosdiff_jax.flow.weaker import Backbone, Weaker, check_interval
 from cosdiff_jax.shapes import TextStream
 
 
@@ -52,10 +53,11 @@ class Composed:
     Attributes:
       scale: s; 1 is no guidance by the empty caption and costs no second evaluation.
       interval: guide only while lo <= t <= hi, elsewhere s = 1.
-      start: whether t = 1 is guided too.
+      start: whether t = 1 is guided too, as for ``ClassifierFree``.
       optimal: CFG-zero*'s factor k on v_empty.
       zero_start: CFG-zero*'s other half: no velocity at t = 1. Euler's first step then stands
-        still; rules that ask at later times too (Heun) move by those. Not where s = 1.
+        still; rules that ask at later times too (Heun) move by those. Not where s = 1. Of rectified
+        flow alone: there v = 0 leaves z where it is, whatever the solver.
       parallel: eta, what is kept of the difference along x0_text; 1 is all of it.
       momentum: beta of APG; the paper takes negative ones. 0 is none. Otherwise the velocity is a
         ``Remembering`` one.
@@ -78,9 +80,15 @@ class Composed:
     trajectory: Trajectory = field(default_factory=RectifiedFlow)
 
     def __post_init__(self):
+        check_interval("guidance.composed", self.interval)
+        if self.zero_start and not isinstance(self.trajectory, RectifiedFlow):
+            raise ValueError(
+                "guidance.composed.zero_start is of rectified flow and the model follows "
+                f"{type(self.trajectory).__name__}: set it to false"
+            )
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"guidance.composed.rescale must lie in 0..1, not {self.rescale}")
-        if self.radius < 0:
+        if not self.radius >= 0:
             raise ValueError(f"guidance.composed.radius must be at least 0, not {self.radius}")
 
     def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
@@ -164,38 +172,76 @@ def optimal_scale(
     return _ratio(_dot(v_text, v_empty), _dot(v_empty, v_empty), 0.0)
 
 
+# Where guidance begins, between the first time with it and the last one without: above the former,
+# which may round up, and below what is asked for within the step.
+_ABOVE = 1 / 16
+
+
 def late(
     guidance: ClassifierFree | Composed, times: Float[np.ndarray, " points"], steps: int
 ) -> ClassifierFree | Composed:
     """The same guidance with none in the first ``steps`` steps of a grid.
 
-    Its intervals, those of weaker fields included, are cut half-way between the last time without
-    and the first time with guidance. Rules that look ahead within a step (Heun) are guided there
-    by the time they look at. t = 1 is among what is left alone, so there is no ``zero_start``.
+    Its intervals, those of weaker fields included, are cut just above t_k, where the first guided
+    step begins: what a solver asks for within the first steps (Midpoint) has no guidance. What
+    stands at t_k itself is guided, whichever step asks: the second evaluation of Heun's step k - 1
+    and the fourth of Runge-Kutta's. t = 1 is among what is left alone, so there is no
+    ``zero_start``. Where the guidance has no ``start``, its own interval, not that of weaker
+    fields, is cut above t_1 at least.
 
     Args:
       guidance: to be cut.
-      times: of the grid, falling from 1 to 0.
-      steps: k; 0 changes nothing.
+      times: of the grid, falling from 1 to 0. Of a solver that raises the noise before it asks,
+        the raised ones.
+      steps: k; 0 changes nothing where there is a ``start``.
 
     Raises:
       ValueError: the grid has no more than that many steps.
     """
     if not 0 <= steps < len(times) - 1:
         raise ValueError(f"cannot leave {steps} of {len(times) - 1} steps without guidance")
-    if steps == 0:
-        return guidance
-    latest = float(times[steps - 1] + times[steps]) / 2
 
-    def cut(interval: tuple[float, float]) -> tuple[float, float]:
-        return interval[0], min(interval[1], latest)
+    def cut(interval: tuple[float, float], k: int) -> tuple[float, float]:
+        if k == 0:
+            return interval
+        latest = float(times[k] + _ABOVE * (times[k - 1] - times[k]))
+        lo, hi = interval[0], min(interval[1], latest)
+        # Nothing is asked for between t_k and the cut: that point is no guidance at all.
+        return min(lo, hi), hi
 
+    own = cut(guidance.interval, max(steps, int(not guidance.start)))
     if isinstance(guidance, ClassifierFree):
-        return dataclasses.replace(guidance, interval=cut(guidance.interval))
+        return dataclasses.replace(guidance, interval=own)
     each: tuple[Any, ...] = guidance.weaker
-    weaker = tuple(dataclasses.replace(w, interval=cut(w.interval)) for w in each)
-    changes: dict[str, Any] = {"interval": cut(guidance.interval), "weaker": weaker}
-    return dataclasses.replace(guidance, zero_start=False, **changes)
+    weaker = tuple(dataclasses.replace(w, interval=cut(w.interval, steps)) for w in each)
+    changes: dict[str, Any] = {"interval": own, "weaker": weaker}
+    zero_start = guidance.zero_start and steps == 0
+    return dataclasses.replace(guidance, zero_start=zero_start, **changes)
+
+
+def scales(guidance: Any) -> tuple[float | Float[Array, ""], ...]:
+    """What can be another number in one program: its own scale, then those of weaker fields.
+
+    Scales that are known to be 1 are left out: without them there is less to ask.
+    """
+    each = (guidance, *getattr(guidance, "weaker", ()))
+    return tuple(part.scale for part in each if _acts(part))
+
+
+def scaled(guidance: Any, to: Sequence[float | Float[Array, ""]]) -> Any:
+    """The same guidance with other scales, in the order of ``scales``."""
+    left = iter(to)
+
+    def change(part: Any) -> Any:
+        return dataclasses.replace(part, scale=next(left)) if _acts(part) else part
+
+    changed = change(guidance)
+    weaker = tuple(change(part) for part in getattr(guidance, "weaker", ()))
+    return dataclasses.replace(changed, weaker=weaker) if weaker else changed
+
+
+def _acts(part: Any) -> bool:
+    return not is_none(getattr(part, "scale", 1))
 
 
 def _strength(

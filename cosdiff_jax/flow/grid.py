@@ -86,6 +86,8 @@ class Karras:
     trajectory: Trajectory = field(default_factory=RectifiedFlow)
 
     def __post_init__(self):
+        if not self.rho > 0:
+            raise ValueError(f"grid.karras.rho must be above 0, not {self.rho}")
         if not 0 < self.smallest < self.largest:
             raise ValueError(
                 "grid.karras must satisfy 0 < smallest < largest, not "

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from cosdiff_jax import text_stream
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.trajectory import along_rows
-from cosdiff_jax.flow.weaker import Backbone
+from cosdiff_jax.flow.weaker import Backbone, check_interval
 from cosdiff_jax.shapes import TextStream
 
 
@@ -43,12 +43,16 @@ class ClassifierFree:
         array lets one compiled program serve every scale, and always costs both evaluations.
       interval: guide only while lo <= t <= hi, elsewhere s = 1 (Kynkaanniemi et al. 2024).
       start: whether t = 1 is guided too. Without it, a solver's first step has s = 1, whatever the
-        number of steps: samples part before guidance draws them together.
+        number of steps: samples part before guidance draws them together. Rules that ask within the
+        step as well (Midpoint) need ``composed.late`` for that, which knows where the step ends.
     """
 
     scale: float | Float[Array, ""] = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     start: bool = True
+
+    def __post_init__(self):
+        check_interval("guidance.classifier_free", self.interval)
 
     def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
         """The guided field.

@@ -108,6 +108,9 @@ class Noise(Parameterization):
 
     smallest: float = 5e-3
 
+    def __post_init__(self):
+        _check_smallest("eps", self.smallest)
+
     def mixture(
         self, t: Float[Array, " B"], trajectory: Trajectory
     ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
@@ -150,6 +153,9 @@ class Clean(Parameterization):
 
     smallest: float = 5e-3
 
+    def __post_init__(self):
+        _check_smallest("x0", self.smallest)
+
     def mixture(
         self, t: Float[Array, " B"], trajectory: Trajectory
     ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
@@ -191,6 +197,9 @@ class Score(Parameterization):
     """
 
     smallest: float = 5e-3
+
+    def __post_init__(self):
+        _check_smallest("score", self.smallest)
 
     def mixture(
         self, t: Float[Array, " B"], trajectory: Trajectory
@@ -256,7 +265,7 @@ class Edm(Parameterization):
     sigma_data: float = 0.5
 
     def __post_init__(self):
-        if self.sigma_data <= 0:
+        if not self.sigma_data > 0:
             raise ValueError(
                 f"parameterization.edm.sigma_data must be above 0, not {self.sigma_data}"
             )
@@ -339,6 +348,11 @@ class V(Parameterization):
     ) -> Float[Array, "B *x"]:
         """a'_t x0_hat + b'_t eps_hat."""
         return _solved(self, output, z_t, t, trajectory)
+
+
+def _check_smallest(name: str, smallest: float) -> None:
+    if not smallest > 0:
+        raise ValueError(f"parameterization.{name}.smallest must be above 0, not {smallest}")
 
 
 def _inverse(x: Array, smallest: float) -> Array:

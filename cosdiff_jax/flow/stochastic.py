@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cosdiff_jax.flow.grid import Grid, Uniform
@@ -140,8 +141,11 @@ class FlowSde:
         g       = level sqrt(b_i / a_i)
 
     On rectified flow, eps = z + (1 - t) v and g = level sqrt(t / (1 - t)), this is the published
-    rule. Where a_i = 0, at t = 1, a_{i+1} stands in for it. The last step adds noise as well, so
-    that every step has a density; the smaller it is, the less of it is seen.
+    rule. Where a_i = 0, at t = 1, a_{i+1} stands in for it, so that the first step's noise has the
+    variance level^2 / |a'_1| however short the step is: with Gaussian data the covariance's error
+    falls at order 0.3 on the cosine path (0.018 after 128 steps, 0.015 after 256) and 0.4 on
+    EDM's, while from t = 3/4 on, or on the discrete chains, the order is 1. The last step adds
+    noise as well, so that every step has a density; the smaller it is, the less of it is seen.
 
     The log-probability of a step is that of a Gaussian, averaged over the values of a row:
 
@@ -159,7 +163,7 @@ class FlowSde:
     calls: int = field(default=1, init=False)
 
     def __post_init__(self):
-        if self.level <= 0:
+        if not self.level > 0:
             raise ValueError(f"solver.flow_sde.level must be above 0, not {self.level}")
 
     def __call__(
@@ -281,10 +285,36 @@ class Edm:
     grid: Grid = field(default_factory=Uniform)
     trajectory: Trajectory = field(default_factory=RectifiedFlow)
 
+    def __post_init__(self):
+        for name in ("churn", "inflation"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"solver.edm.{name} must be at least 0, not {value}")
+        if not self.smallest <= self.largest:
+            raise ValueError(
+                "solver.edm must satisfy smallest <= largest, not "
+                f"{self.smallest} and {self.largest}"
+            )
+
     @property
     def calls(self) -> int:
         """Velocity evaluations of a step; those of steps that Euler takes alone are not used."""
         return 2 if self.corrected else 1
+
+    def asked(self, steps: int) -> Float[np.ndarray, " points"]:
+        """Where each step asks first, once the noise is raised, and the end of the last one."""
+        with jax.ensure_compile_time_eval():
+            return np.append(np.asarray(self._raised(steps)[3], np.float64), 0.0)
+
+    def _raised(self, steps: int) -> tuple[Array, Array, Array, Array]:
+        """(a, b) of the grid, and of each step sigma and the t of sigma^."""
+        path, times = self.trajectory, jnp.asarray(self.grid(steps), float)
+        a, b = path.coefficients(times)
+        level = b[:-1] / jnp.where(a[:-1] > 0, a[:-1], 1.0)
+        raised = (a[:-1] > 0) & (level >= self.smallest) & (level <= self.largest)
+        gamma = min(self.churn / steps, math.sqrt(2) - 1)
+        t_hat = path.time(-2 * jnp.log((1 + gamma) * level))
+        return a, b, level, jnp.where(raised & (gamma > 0), t_hat, times[:-1])
 
     def __call__(
         self,
@@ -303,13 +333,8 @@ class Edm:
           ValueError: churn and no key.
         """
         keys = _keys(key, z, "edm") if self.churn else None
-        path, times = self.trajectory, jnp.asarray(self.grid(steps), float)
-        a, b = path.coefficients(times)
-        level = b[:-1] / jnp.where(a[:-1] > 0, a[:-1], 1.0)
-        raised = (a[:-1] > 0) & (level >= self.smallest) & (level <= self.largest)
-        gamma = min(self.churn / steps, math.sqrt(2) - 1)
-        t_hat = path.time(-2 * jnp.log((1 + gamma) * level))
-        t_hat = jnp.where(raised & (gamma > 0), t_hat, times[:-1])
+        path = self.trajectory
+        a, b, level, t_hat = self._raised(steps)
         a_hat, b_hat = path.coefficients(t_hat)
         finite = a_hat > 0
         level_hat = b_hat / jnp.where(finite, a_hat, 1.0)

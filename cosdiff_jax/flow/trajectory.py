@@ -16,9 +16,10 @@ section 2) is +inf where b_t = 0 and -inf where a_t = 0.
 """
 
 import abc
+import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -304,6 +305,29 @@ class LdmLinear(_Chain):
     def _beta(self) -> np.polynomial.Polynomial:
         low, high = np.sqrt(self.first), np.sqrt(self.last)
         return np.polynomial.Polynomial([low, (high - low) / (self.steps - 1)]) ** 2
+
+
+def check_path(trajectory: Trajectory, **parts: Any) -> None:
+    """Refuse parts that, or a part of which, are made for another path.
+
+    Args:
+      trajectory: the path that is meant.
+      **parts: dataclasses, looked through; others have no path.
+
+    Raises:
+      ValueError: naming the first that has another one.
+    """
+    for name, part in parts.items():
+        if not dataclasses.is_dataclass(part):
+            continue
+        held = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        path = held.pop("trajectory", trajectory)
+        if path != trajectory:
+            raise ValueError(
+                f"{name}.trajectory is {path}, the model's {trajectory}: make the {name} with the "
+                "model's"
+            )
+        check_path(trajectory, **{f"{name}.{key}": each for key, each in held.items()})
 
 
 def along_rows(t: Float[Array, " B"], like: Float[Array, "B *x"]) -> Float[Array, "B *ones"]:

@@ -9,7 +9,7 @@ can be weakened, or at a network of its own.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -51,6 +51,10 @@ class Weaker(Protocol):
 class _Acting:
     scale: float | Float[Array, ""] = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    name: ClassVar[str]
+
+    def __post_init__(self):
+        check_interval(f"guidance.composed.weaker.{self.name}", self.interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class Given(_Acting):
     """
 
     backbone: Backbone
+    name: ClassVar[str] = "given"
 
     def field(self, backbone: Backbone) -> Backbone:
         """The field given."""
@@ -80,6 +85,8 @@ class Autoguidance(_Acting):
     Attributes:
       scale, interval: as above.
     """
+
+    name: ClassVar[str] = "autoguidance"
 
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``weaker=True``."""
@@ -99,6 +106,7 @@ class SkipLayer(_Acting):
     """
 
     layers: tuple[int, ...] = ()
+    name: ClassVar[str] = "skip_layer"
 
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``skip``."""
@@ -118,7 +126,23 @@ class PerturbedAttention(_Acting):
     """
 
     layers: tuple[int, ...] = ()
+    name: ClassVar[str] = "perturbed_attention"
 
     def field(self, backbone: Backbone) -> Backbone:
         """The backbone with ``perturb``."""
         return functools.partial(backbone, perturb=tuple(self.layers))
+
+
+def check_interval(owner: str, interval: tuple[float, float]) -> None:
+    """Refuse an interval of t that no time lies in, or that is none.
+
+    Args:
+      owner: the choice of the menu that it belongs to.
+      interval: (lo, hi).
+
+    Raises:
+      ValueError: not 0 <= lo <= hi <= 1.
+    """
+    lo, hi = interval
+    if not 0 <= lo <= hi <= 1:
+        raise ValueError(f"{owner}.interval must satisfy 0 <= lo <= hi <= 1, not ({lo}, {hi})")

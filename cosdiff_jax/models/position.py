@@ -71,7 +71,9 @@ class Ape:
     and the picture has the h x w of them in the middle (Stable Diffusion 3, arXiv 2403.03206,
     section 5.3.2, where base_size = 256 / 16, side = S / 16 and max_size = h_max). So a square of
     ``side`` tokens spans [0, base_size), as did the smaller squares of the training before, and
-    the middle of every aspect ratio has the same place.
+    the middle of every aspect ratio has the same place. That is so for lengths that are even (or
+    odd) as ``max_size`` is. Others have no middle among the whole p: they are cut as in the
+    published code, from the p = (max_size - length) // 2 on, half a token too early.
 
     Attributes:
       max_size: most tokens on a side of any picture.

@@ -31,7 +31,7 @@ from cosdiff_jax.flow.parameterization import Velocity as VelocityOutput
 from cosdiff_jax.flow.prediction import OneStep, Prediction
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.timestep import LogitNormal, Times
-from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
+from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory, check_path
 from cosdiff_jax.flow.weighting import Constant, Weighting
 from cosdiff_jax.models import captions as captions_lib
 from cosdiff_jax.models.vae import AutoencoderKL
@@ -91,6 +91,7 @@ class FlowMatching:
     anchor_to: str = "start"
 
     def __post_init__(self):
+        check_path(self.trajectory, prediction=self.prediction, times=self.times)
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
         if self.diversity is not None and self.samples < 2:

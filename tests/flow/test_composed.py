@@ -10,9 +10,10 @@ import pytest
 from cosdiff_jax.flow import grid
 from cosdiff_jax.flow.composed import Composed, late, optimal_scale
 from cosdiff_jax.flow.guidance import ClassifierFree, from_weight, to_weight
-from cosdiff_jax.flow.solver import Euler, Remembering
+from cosdiff_jax.flow.solver import Euler, Heun, Midpoint, Remembering, RungeKutta4
+from cosdiff_jax.flow.stochastic import Edm as EdmSolver
 from cosdiff_jax.flow.trajectory import Cosine, Edm, LdmLinear, RectifiedFlow
-from cosdiff_jax.flow.weaker import Given
+from cosdiff_jax.flow.weaker import Autoguidance, Given, PerturbedAttention, SkipLayer
 from cosdiff_jax.shapes import TextStream
 
 SIDE = (4, 3)
@@ -223,6 +224,81 @@ def test_late_guidance_leaves_the_first_steps_of_any_grid_alone(first):
         late(ClassifierFree(scale=4.0), times, 6)
 
 
+LATE = [
+    ClassifierFree(scale=4.0),
+    Composed(scale=4.0),
+    Composed(weaker=(Given(backbone=lambda z, t, stream: 0 * z, scale=4.0),)),
+]
+SPREADS = [grid.Uniform(), grid.Shifted(alpha=3.0), grid.Shifted(double=True), grid.Karras()]
+
+
+def asked(method, guidance, steps, key=None):
+    """The times that each step of a solver asks for, and the scales it is answered with.
+
+    The caption's field is 1 and the other one 0, so that the guided one is the scale.
+    """
+    said = []
+
+    def one(z, t, stream):
+        full = jnp.repeat(stream.hidden.mean((1, 2)), z.shape[0] // stream.mask.shape[0])
+        return jnp.ones_like(z) * (full > 0.5)[:, None]
+
+    field = guidance(one, TEXT, EMPTY)
+
+    def noted(z, t):
+        v = field(z, t)
+        note = lambda t, v: said.append((float(t[0]), float(v[0, 0])))  # noqa: E731
+        jax.debug.callback(note, t, v, ordered=True)
+        return v
+
+    jax.block_until_ready(jax.jit(lambda z: method(noted, z, steps, key=key))(jnp.ones((2, 1))))
+    jax.effects_barrier()
+    said = np.array(said).reshape(steps, method.calls, 2)
+    return said[..., 0], said[..., 1]
+
+
+@pytest.mark.parametrize("method", [Euler, Heun, Midpoint, RungeKutta4])
+@pytest.mark.parametrize("spread", SPREADS, ids=lambda spread: type(spread).__name__)
+def test_all_that_a_solver_asks_for_in_the_first_steps_is_unguided(method, spread):
+    method, steps = method(grid=spread), 25
+    times = np.float32(spread(steps))
+    for k in (1, 3, 7, 24):
+        for form in (LATE[0], LATE[2]):
+            t, scale = asked(method, late(form, spread(steps), k), steps)
+            # What ends a step stands at t_k itself.
+            free = t > times[k]
+            assert free[:k].sum() == k * method.calls - isinstance(method, Heun | RungeKutta4)
+            np.testing.assert_array_equal(scale, np.where(free, 1.0, 4.0))
+
+
+@pytest.mark.parametrize("method", [Euler, Heun, Midpoint, RungeKutta4])
+@pytest.mark.parametrize("steps", [1, 5, 25])
+def test_without_its_start_the_whole_first_step_is_unguided(method, steps):
+    times = np.float32(grid.Uniform()(steps))
+    for form in (ClassifierFree, Composed):
+        cut = late(form(scale=4.0, start=False), grid.Uniform()(steps), 0)
+        t, scale = asked(method(), cut, steps)
+        np.testing.assert_array_equal(scale, np.where(t > times[1], 1.0, 4.0))
+        assert late(cut, grid.Uniform()(steps), 0) == cut
+    # The start is classifier-free guidance's own: weaker fields act as they did.
+    away = Composed(start=False, weaker=LATE[2].weaker)
+    assert late(away, grid.Uniform()(steps), 0).weaker == away.weaker
+
+
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_noise_that_is_raised_before_a_step_asks_does_not_keep_it_unguided(k):
+    method = EdmSolver(churn=2.0, corrected=False, grid=grid.Karras(largest=20.0))
+    t, scale = asked(method, late(LATE[0], method.asked(25), k), 25, jax.random.key(0))
+    np.testing.assert_allclose(t[:, 0], method.asked(25)[:-1], rtol=1e-6)
+    assert t[k, 0] > grid.Karras(largest=20.0)(25)[k] + 1e-3
+    np.testing.assert_array_equal(scale[:, 0], np.where(np.arange(25) < k, 1.0, 4.0))
+
+
+def test_an_interval_that_ends_before_guidance_begins_leaves_none():
+    cut = late(ClassifierFree(scale=4.0, interval=(0.8, 1.0)), grid.Uniform()(10), 5)
+    assert np.all(asked(Midpoint(), cut, 10)[1] == 1)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("path", [RectifiedFlow(), Cosine(), Edm(), LdmLinear()])
 def test_nothing_is_nan_or_infinite_at_the_ends(path, dtype):
@@ -240,7 +316,8 @@ def test_nothing_is_nan_or_infinite_at_the_ends(path, dtype):
             knobs = dict(optimal=True, parallel=0.2, radius=1.5, rescale=0.7, weaker=(weaker,))
             composed = Composed(scale=4.0, trajectory=path, **knobs)
             free = ClassifierFree(scale=4.0)(field, TEXT, EMPTY)(z, t)
-            remembering = dataclasses.replace(composed, momentum=-0.5, zero_start=True)
+            still = isinstance(path, RectifiedFlow)
+            remembering = dataclasses.replace(composed, momentum=-0.5, zero_start=still)
             remembering = remembering(field, TEXT, EMPTY).ask(z, t, jnp.ones_like(z))
             return free, composed(field, TEXT, EMPTY)(z, t), *remembering
 
@@ -255,5 +332,22 @@ def test_what_cannot_be_is_refused():
         ask(Composed(scale=2.0), empty=None)
     with pytest.raises(ValueError, match=r"rescale must lie in 0\.\.1"):
         Composed(rescale=1.5)
-    with pytest.raises(ValueError, match="radius must be at least 0"):
-        Composed(radius=-1.0)
+    for radius in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="radius must be at least 0"):
+            Composed(radius=radius)
+    with pytest.raises(ValueError, match=r"guidance\.composed\.zero_start .* follows Cosine"):
+        Composed(zero_start=True, trajectory=Cosine())
+
+
+@pytest.mark.parametrize("interval", [(0.7, 0.3), (-0.1, 0.5), (0.5, 1.5), (np.nan, 1.0)])
+def test_an_interval_that_is_none_is_refused(interval):
+    for form, owner in (
+        (ClassifierFree, r"guidance\.classifier_free"),
+        (Composed, r"guidance\.composed"),
+        (Autoguidance, r"guidance\.composed\.weaker\.autoguidance"),
+        (SkipLayer, r"guidance\.composed\.weaker\.skip_layer"),
+        (PerturbedAttention, r"guidance\.composed\.weaker\.perturbed_attention"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{owner}\.interval must satisfy 0 <= lo <= hi"):
+            form(interval=interval)
+        assert form(interval=(0.3, 0.3)).interval == (0.3, 0.3)

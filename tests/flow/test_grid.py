@@ -58,5 +58,8 @@ def test_what_is_no_grid_is_refused():
         grid.Shifted(alpha=-1.0)
     with pytest.raises(ValueError, match="0 < smallest < largest"):
         grid.Karras(smallest=3.0, largest=2.0)
+    for rho in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match=r"grid\.karras\.rho must be above 0"):
+            grid.Karras(rho=rho)
     with pytest.raises(ValueError, match=r"largest=1000000\.0 lies beyond the end"):
         grid.Karras(largest=1e6, trajectory=LdmLinear())(10)

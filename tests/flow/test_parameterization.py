@@ -156,5 +156,14 @@ def test_edm_of_unit_data_is_v_turned_round(rows):
 
 
 def test_data_without_spread_is_refused():
-    with pytest.raises(ValueError, match=r"edm\.sigma_data must be above 0"):
-        parameterization.Edm(sigma_data=0.0)
+    for sigma_data in (0.0, float("nan")):
+        with pytest.raises(ValueError, match=r"edm\.sigma_data must be above 0"):
+            parameterization.Edm(sigma_data=sigma_data)
+
+
+@pytest.mark.parametrize("smallest", [0.0, -1.0, float("nan")])
+def test_a_part_that_never_fades_is_refused(smallest):
+    meanings = parameterization.Noise, parameterization.Clean, parameterization.Score
+    for meaning, name in zip(meanings, ("eps", "x0", "score"), strict=True):
+        with pytest.raises(ValueError, match=rf"^parameterization\.{name}\.smallest must be above"):
+            meaning(smallest=smallest)

@@ -8,8 +8,10 @@ import pytest
 
 from configs import base
 from cosdiff_jax import build
-from cosdiff_jax.flow import composed, grid, stochastic, timestep, weaker
+from cosdiff_jax.flow import composed, grid, solver, stochastic, timestep, weaker
+from cosdiff_jax.flow.prediction import Rollout
 from cosdiff_jax.flow.trajectory import Cosine, Edm, RectifiedFlow
+from cosdiff_jax.objectives.flow_matching import FlowMatching
 from cosdiff_jax.sampler import Sampler
 
 PICTURES = (64, 64, 3)
@@ -44,6 +46,58 @@ def test_a_part_made_for_another_path_than_the_samplers_is_refused(part, fields)
         Sampler(**nets, trajectory=Edm(), **fields)
     changes = {"trajectory": RectifiedFlow(), "solver": stochastic.Ddim()}
     Sampler(**nets, **changes, guidance=composed.Composed(scale=2.0))
+
+
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        (r"prediction\.solver", {"prediction": Rollout(solver=stochastic.Ddim())}),
+        (r"prediction\.guidance", {"prediction": Rollout(guidance=composed.Composed())}),
+        (
+            r"prediction\.solver\.grid",
+            {"prediction": Rollout(solver=solver.Euler(grid=grid.Karras()))},
+        ),
+        ("times", {"times": timestep.LogNormalSigma(trajectory=RectifiedFlow())}),
+        (
+            r"times\.times",
+            {"times": timestep.Stratified(times=timestep.LogNormalSigma(trajectory=Cosine()))},
+        ),
+    ],
+)
+def test_a_part_made_for_another_path_than_the_trained_is_refused(part, fields):
+    nets = dict(backbone=nn.Dense(1), language_model=nn.Dense(1))
+    with pytest.raises(ValueError, match=rf"^{part}\.trajectory is .*\(\), the model's Edm\(\)"):
+        FlowMatching(**nets, trajectory=Edm(), **fields)
+    with pytest.raises(ValueError, match=r"^times\.trajectory is Edm\(\), the model's Cosine\(\)"):
+        FlowMatching(**nets, trajectory=Cosine(), times=timestep.LogNormalSigma())
+    own = Rollout(solver=stochastic.Ddim(trajectory=Edm()))
+    FlowMatching(**nets, trajectory=Edm(), times=timestep.LogNormalSigma(), prediction=own)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"churn": -1.0}, {"churn": math.nan}, {"inflation": -0.1}, {"smallest": 2.0, "largest": 1.0}],
+)
+def test_noise_that_cannot_be_added_names_its_field(knobs):
+    config, _ = tiny()
+    config.sample.solver.name = "edm"
+    config.sample.solver.edm.update(knobs)
+    field = next(iter(knobs)) if len(knobs) == 1 else "must satisfy smallest <= largest"
+    with pytest.raises(ValueError, match=rf"^solver\.edm.{field}"):
+        build.sampler(config, PICTURES)
+    with pytest.raises(ValueError, match=r"^solver\.flow_sde\.level must be above 0"):
+        stochastic.FlowSde(level=math.nan)
+
+
+def test_the_first_steps_without_guidance_are_counted_where_noise_is_raised():
+    config, _ = tiny()
+    config.sample.update(steps=25, unguided=4)
+    config.sample.solver.name = "edm"
+    ends = []
+    for churn in (0.0, 5.0):
+        config.sample.solver.edm.churn = churn
+        ends.append(build.sampler(config, PICTURES).guidance.interval[1])
+    assert 1 - 4 / 25 < ends[0] < ends[1] < 1 - 3 / 25
 
 
 def test_a_shift_below_zero_names_its_field():

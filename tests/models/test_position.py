@@ -100,3 +100,7 @@ def test_the_square_trained_on_spans_the_base_grid_and_all_share_a_middle():
     np.testing.assert_allclose(now[::4, ::4], first, atol=1e-6)
     tall, wide = (ape.embedding(h, w, 16).reshape(h, w, 16) for h, w in ((96, 40), (40, 96)))
     np.testing.assert_array_equal(tall[28:68], wide[:, 28:68])
+    # A length that is odd where the table is even: whole places, as published, half a token early.
+    odd = ape.embedding(5, 7, 16).reshape(5, 7, 16)
+    whole = ape.embedding(96, 96, 16).reshape(96, 96, 16)
+    np.testing.assert_array_equal(odd, whole[45:50, 44:51])
