@@ -142,10 +142,11 @@ class FlowSde:
 
     On rectified flow, eps = z + (1 - t) v and g = level sqrt(t / (1 - t)), this is the published
     rule. Where a_i = 0, at t = 1, a_{i+1} stands in for it, so that the first step's noise has the
-    variance level^2 / |a'_1| however short the step is: with Gaussian data the covariance's error
-    falls at order 0.3 on the cosine path (0.018 after 128 steps, 0.015 after 256) and 0.4 on
-    EDM's, while from t = 3/4 on, or on the discrete chains, the order is 1. The last step adds
-    noise as well, so that every step has a density; the smaller it is, the less of it is seen.
+    variance level^2 / |a'_1| however short the step is: with Gaussian data and the default level
+    the covariance's error falls at order 0.3 on the cosine path (0.018 after 128 steps, 0.015
+    after 256) and 0.4 on EDM's, while from t = 3/4 on, or on the discrete chains, the order is 1.
+    The last step adds noise as well, so that every step has a density; the smaller it is, the less
+    of it is seen.
 
     The log-probability of a step is that of a Gaussian, averaged over the values of a row:
 

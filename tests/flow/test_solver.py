@@ -32,27 +32,15 @@ def velocity(z, t):
     return z * (1 + 2 * t)[:, None]
 
 
-def error(method, steps):
-    z = method(velocity, jnp.ones((2, 1)), steps)
-    return abs(float(z[0, 0]) - np.exp(-2.0))
-
-
 def name(method):
     return type(method).__name__
 
 
-@pytest.mark.parametrize(("method", "order"), [(solver.Euler(), 1), (solver.Heun(), 2)])
-def test_order_of_convergence(method, order):
-    errors = [error(method, steps) for steps in (16, 32, 64)]
-    slopes = np.log2(np.divide(errors[:-1], errors[1:]))
-    np.testing.assert_allclose(slopes, order, atol=0.3)
-
-
 @pytest.mark.parametrize(("method", "order"), zip(SINGLE, (1, 2, 2, 4), strict=True), ids=name)
-def test_order_of_convergence_on_a_gaussian(method, order, gaussian, orders):
+def test_order_of_convergence(method, order, gaussian, orders):
     # On the cosine path: on straight lines the midpoint rule's leading error happens to cancel.
     errors = gaussian(trajectory=Cosine()).errors(method, (32, 64, 128))
-    np.testing.assert_allclose(orders(errors), order, atol=0.15)
+    np.testing.assert_allclose(orders(errors), order, atol=0.06)
 
 
 @pytest.mark.parametrize("method", ALL, ids=name)

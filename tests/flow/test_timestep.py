@@ -1,12 +1,15 @@
 import dataclasses
 import pathlib
 import re
+import runpy
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from cosdiff_jax.flow import grid, timestep, trajectory
 
@@ -24,47 +27,75 @@ PLAIN = [
     # This path ends at sigma = 14.6, the published noise levels do not.
     timestep.LogNormalSigma(mean=1.5, std=1.5, trajectory=trajectory.LdmLinear()),
 ]
-WRAPPED = [
+SHIFTED = [
     timestep.Shifted(times=timestep.LogitNormal(), alpha=3.0),
     timestep.Shifted(times=timestep.Mode(scale=0.5), alpha=0.4),
     timestep.Shifted(times=timestep.Uniform(), alpha=3.0, double=True),
-    timestep.Stratified(times=timestep.Shifted(times=timestep.CosMap(), alpha=2.0)),
 ]
-TIMES = PLAIN + WRAPPED
+BASES = [*PLAIN[:2], timestep.Mode(scale=1.29), timestep.CosMap(), PLAIN[-1], SHIFTED[0]]
+TIMES = PLAIN + SHIFTED + [timestep.Stratified(times=times) for times in BASES]
 each = pytest.mark.parametrize("times", TIMES, ids=repr)
 
 
-def cumulative(times):
-    """The distribution function as the integral of the density, and its value at 1."""
-    # Denser towards both ends, where a density may be infinite.
-    grid = np.sin(np.linspace(0, np.pi / 2, 100_001)) ** 2
-    middle = np.sin((np.arange(100_000) + 0.5) * np.pi / 200_000) ** 2
-    density = np.asarray(times.density(jnp.asarray(middle, jnp.float32)), np.float64)
-    mass = density * np.diff(grid)
-    total = np.concatenate([[0.0], np.cumsum(mass)])
-    return (lambda t: np.interp(t, grid, total)), total[-1]
+def below(times, t):
+    """The share of times below t, by formula and in double precision, without their code."""
+    t = np.asarray(t, np.float64)
+    match times:
+        case timestep.Uniform():
+            return t
+        case timestep.LogitNormal(mean=mean, std=std):
+            return special.ndtr((special.logit(t) - mean) / std)
+        case timestep.Mode(scale=scale):
+            # t falls with u; nodes are denser at both ends, where t may hardly move.
+            u = np.sin(np.linspace(0, np.pi / 2, 1_000_001)) ** 2
+            falling = 1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)
+            return np.interp(t, falling[::-1], 1 - u[::-1])
+        case timestep.CosMap():
+            return 2 / np.pi * np.arctan2(t, 1 - t)
+        case timestep.LogNormalSigma(mean=mean, std=std, trajectory=path):
+            with jax.enable_x64(True):
+                log_sigma = -0.5 * np.asarray(path.log_snr(jnp.append(t.ravel(), jnp.arange(2.0))))
+            share = special.ndtr((log_sigma - mean) / std)
+            return ((share[:-2] - share[-2]) / (share[-1] - share[-2])).reshape(t.shape)
+        case timestep.Shifted(times=inner, alpha=alpha, double=double):
+            s = t / (t + alpha * (1 - t))
+            if double:
+                least = alpha / (999 + alpha)
+                s = (s - least) / (1 - least)
+            return below(inner, np.clip(s, 0, 1))
+        case timestep.Stratified(times=inner):
+            return below(inner, t)
 
 
 @each
-def test_a_million_draws_follow_a_density_that_integrates_to_one(times):
-    below, whole = cumulative(times)
-    assert whole == pytest.approx(1, abs=5e-4)
+def test_a_million_draws_follow_the_distribution(times):
     t = np.asarray(times(jax.random.key(1), 1_000_000), np.float64)
     assert t.min() >= 0 and t.max() <= 1
-    found = stats.kstest(t, below)
+    found = stats.kstest(t, lambda t: below(times, t))
     if isinstance(times, timestep.Stratified):
-        assert found.statistic < 5e-4
+        # One draw in each millionth, up to the rounding of t.
+        assert found.statistic < 3e-6
     else:
         assert found.pvalue > 1e-3
 
 
 @each
+def test_the_density_is_the_slope_of_the_distribution(times):
+    # Denser towards both ends, where a density may be infinite.
+    edges = np.sin(np.linspace(0, np.pi / 2, 100_001)) ** 2
+    middle = np.sin((np.arange(100_000) + 0.5) * np.pi / 200_000) ** 2
+    density = np.asarray(times.density(jnp.asarray(middle, jnp.float32)), np.float64)
+    total = np.concatenate([[0.0], np.cumsum(density * np.diff(edges))])
+    assert total[-1] == pytest.approx(1, abs=5e-4)
+    np.testing.assert_allclose(total, below(times, edges), atol=5e-4)
+
+
+@each
 def test_the_quantile_function_is_the_inverse_of_the_distribution(times):
-    below, _ = cumulative(times)
     u = np.linspace(0.001, 0.999, 500)
     t = np.asarray(times.quantile(jnp.asarray(u, jnp.float32)))
     assert (np.diff(t) > 0).all()
-    np.testing.assert_allclose(below(t), u, atol=5e-4)
+    np.testing.assert_allclose(below(times, t), u, atol=1e-5)
 
 
 @each
@@ -81,22 +112,29 @@ def test_nothing_is_nan_at_the_ends(times, dtype):
 @pytest.mark.parametrize("times", PLAIN[1:2] + PLAIN[6:9], ids=repr)
 def test_stratified_batches_are_spread_more_evenly(times, lattice):
     def discrepancy(times, key):
-        u = cumulative_of(np.asarray(times(key, 64), np.float64))
+        u = below(times, times(key, 64))
         return stats.qmc.discrepancy(u[:, None], method="L2-star")
 
-    cumulative_of, _ = cumulative(times)
     keys = jax.random.split(jax.random.key(2), 5)
     even = timestep.Stratified(times=times, lattice=lattice)
     free = np.mean([discrepancy(times, key) for key in keys])
     spread = np.mean([discrepancy(even, key) for key in keys])
     assert spread < free / 4
     # One row in each of the 64 parts, and not the same part for the first row every time.
-    drawn = np.stack([cumulative_of(np.asarray(even(key, 64), np.float64)) for key in keys])
+    drawn = np.stack([below(times, even(key, 64)) for key in keys])
     parts = np.sort(np.floor(64 * drawn), axis=1)
     assert (np.abs(parts - np.arange(64)) <= 1).all()
     assert np.ptp(drawn[:, 0]) > 0.05
     if lattice:
         assert np.diff(np.sort(drawn, axis=1)).std() < 1e-3
+
+
+@pytest.mark.parametrize("lattice", [False, True])
+def test_a_row_of_a_stratified_batch_follows_the_distribution(lattice):
+    even = timestep.Stratified(times=timestep.CosMap(), lattice=lattice)
+    keys = jax.random.split(jax.random.key(4), 100_000)
+    for row in jax.vmap(lambda key: even(key, 3))(keys).T[:2]:
+        assert stats.kstest(np.asarray(row), lambda t: below(even, t)).pvalue > 1e-3
 
 
 def test_a_stratified_batch_never_reaches_one():
@@ -214,18 +252,28 @@ def test_numbers_that_mean_nothing_are_refused():
         timestep.resized(timestep.Shifted(times=timestep.Uniform()), -8, (8, 8))
 
 
-def test_the_example_of_the_readme_is_a_distribution():
-    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    # A first line that says where it goes is none of its own.
-    code = re.search(
-        r"```python\n(?:#[^\n]*\n)?(@dataclass[^`]*class Power.*?)```", readme, re.DOTALL
-    )
-    space = {"dataclass": dataclasses.dataclass, "jax": jax}
-    exec(code[1], space)
-    times = space["Power"](power=2.0)
-    assert isinstance(times, timestep.Times)
-    u = jnp.linspace(0.01, 0.99, 99)
-    # The density is the quantile function's slope, upside down.
-    slope = jax.vmap(jax.grad(times.quantile))(u)
-    np.testing.assert_allclose(times.density(times.quantile(u)), 1 / slope, rtol=1e-5)
-    assert len(code[1].strip().splitlines()) < 15
+def test_the_example_of_the_readme_is_a_distribution(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "class Power" in block)
+    added = example[example.index("@dataclass") :]
+    assert sum(bool(line) for line in added.splitlines()) < 15
+    # On its own, and where it goes, by the imports that stand there.
+    home = (root / "cosdiff_jax/flow/timestep.py").read_text()
+    for name, code in (("power.py", example), ("timestep.py", f"{home}\n\n{added}")):
+        file = tmp_path / name
+        file.write_text(code)
+        for command in (["check"], ["format", "--check"]):
+            ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", file]
+            done = subprocess.run(
+                [*ruff, "--config", root / "pyproject.toml"], capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        times = runpy.run_path(str(file))["Power"](power=2.0)
+        assert isinstance(times, timestep.Times)
+        u = jnp.linspace(0.01, 0.99, 99)
+        # The density is the quantile function's slope, upside down.
+        slope = jax.vmap(jax.grad(times.quantile))(u)
+        np.testing.assert_allclose(times.density(times.quantile(u)), 1 / slope, rtol=1e-5)
+        drawn = np.asarray(times(jax.random.key(0), 100_000), np.float64)
+        assert stats.kstest(drawn, np.sqrt).pvalue > 1e-3

@@ -1,10 +1,16 @@
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosdiff_jax.flow import trajectory
+from cosdiff_jax.flow import timestep, trajectory
+from cosdiff_jax.objectives.flow_matching import FlowMatching
+from cosdiff_jax.shapes import Batch, TextStream
 
 PATHS = [
     trajectory.RectifiedFlow(),
@@ -148,49 +154,107 @@ def test_a_chain_that_is_none_is_refused():
 MEAN, STD = 0.7, 0.6
 
 
-def numbers(path, t):
-    """(a, b, a', b') at one time, in double precision from there on."""
-    at = jnp.full(1, t)
-    return [float(x[0]) for x in (*path.coefficients(at), *path.rates(at))]
+def marginal(path, t):
+    """(m, s, m', s') of z_t ~ N(m, s^2), from the coefficients alone."""
 
+    def law(t):
+        a, b = path.coefficients(t)
+        return a * MEAN, jnp.sqrt(a**2 * STD**2 + b**2)
 
-def marginal(a, b, da, db, z):
-    """u_t(z) = a' E[x0 | z] + b' E[eps | z] of Gaussian data."""
-    gain = (z - a * MEAN) / (a**2 * STD**2 + b**2)
-    return da * (MEAN + a * STD**2 * gain) + db * b * gain
+    at = jnp.full(1, t, float)
+    return (float(x[0]) for x in jax.tree.leaves(jax.jvp(law, (at,), (jnp.ones_like(at),))))
 
 
 @each_path
-@pytest.mark.parametrize("t", [0.1, 0.5, 0.85])
+@pytest.mark.parametrize("t", [0.02, 0.3, 0.6, 0.9])
 def test_the_marginal_field_is_the_conditional_ones_weighted_by_their_posterior(path, t):
-    """Esser et al. 2024, eq. (6), by quadrature over the noise, with eq. (10) inside."""
-    a, b, da, db = numbers(path, t)
-    slope = -2 * (a * db - da * b) / (a * b)  # of the log-SNR
-    eps = np.linspace(-9, 9, 4001)[:, None]
-    z = np.linspace(-3, 3, 25)[None]
+    """Esser et al. 2024, eq. (6): the average carries z_t, so it is m' + s' / s (z - m)."""
+    with jax.enable_x64(True):
+        a, b = (float(x[0]) for x in path.coefficients(jnp.full(1, t, float)))
+        z = np.linspace(-3, 3, 25)[None]
+        x0 = MEAN + np.linspace(-12 * STD, 12 * STD, 6001)[:, None]
+        posterior = np.exp(-0.5 * ((x0 - MEAN) / STD) ** 2 - 0.5 * ((z - a * x0) / b) ** 2)
+        posterior = posterior / posterior.sum(0)
+        x0, eps = jnp.broadcast_to(x0, posterior.shape), jnp.asarray((z - a * x0) / b)
+        z_t, conditional = path.corrupt(x0, eps, jnp.full(len(x0), t, float))
+        mean, std, mean_slope, std_slope = marginal(path, t)
+        z_t, conditional = np.asarray(z_t), np.asarray(conditional)
+    np.testing.assert_allclose(z_t, np.broadcast_to(z, z_t.shape), atol=1e-12)
+    field = (conditional * posterior).sum(0)
+    # All in double precision: nodes are an eighth of the posterior's width or less apart, where
+    # the quadrature of something smooth has no error left.
+    expected = mean_slope + std_slope / std * (z[0] - mean)
+    np.testing.assert_allclose(field, expected, rtol=1e-9, atol=1e-9)
 
-    def normal(x, mean, std):
-        return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
 
-    joint = normal(z, a * MEAN + b * eps, a * STD) * normal(eps, 0, 1)
-    conditional = da / a * z - b / 2 * slope * eps
-    field = (conditional * joint).sum(0) / joint.sum(0)
-    np.testing.assert_allclose(field, marginal(a, b, da, db, z[0]), rtol=1e-5, atol=1e-5)
+class Reads(NamedTuple):
+    rotate: bool = True
+    layers: bool = False
+    echo: int | None = None
+
+
+class Silent(nn.Module):
+    """A language model that says nothing."""
+
+    @nn.compact
+    def __call__(self, tokens, mask, **kwargs):
+        none = jnp.zeros((1, *tokens.shape, 1, 1))
+        return TextStream(keys=none, values=none, hidden=none[0, ..., 0], mask=mask)
+
+
+class Curved(nn.Module):
+    """v = theta_0 + theta_1 z + theta_2 z^2."""
+
+    attention: Reads = Reads()
+
+    @nn.compact
+    def __call__(self, z, t, text):
+        theta = self.param("theta", nn.initializers.ones, (3,))
+        return theta[0] + theta[1] * z + theta[2] * z**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class At(timestep.Uniform):
+    """One time for all rows."""
+
+    time: float
+
+    def __call__(self, key, batch):
+        return jnp.full(batch, self.time, float)
+
+
+THETA = np.array([-0.3, 0.8, 0.25])
 
 
 @each_path
-def test_flow_matching_and_its_conditional_form_have_the_same_gradient(path):
-    """Eqs. (7) and (8) for v = theta_0 z + theta_1, with Gauss-Hermite nodes, exact here."""
-    a, b, da, db = numbers(path, 0.4)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(6)
-    weights = weights / weights.sum()
-    x0, eps = MEAN + STD * nodes[:, None], nodes[None]
-    pairs = weights[:, None] * weights[None]
-    z = a * x0 + b * eps
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+def test_the_loss_has_the_gradient_of_the_one_against_the_marginal_field(path, t, monkeypatch):
+    """Eqs. (7) and (8): FlowMatching's own gradient, expected over data and noise, exactly.
 
-    def gradient(target):
-        error = 2 * (0.8 * z - 0.3 - target)
-        return [(pairs * error * z).sum(), (pairs * error).sum()]
+    The gradient is of fourth order in x0 and eps, for which three Gauss-Hermite nodes suffice:
+    -sqrt(3), 0 and sqrt(3) with weights 1, 4 and 1, so rows repeat them as often.
+    """
+    nodes = np.sqrt(3) * np.array([-1, 0, 0, 0, 0, 1])
+    x0, eps = (x.reshape(36, 1, 1, 1) for x in np.meshgrid(MEAN + STD * nodes, nodes))
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.asarray(eps, dtype))
+    objective = FlowMatching(
+        backbone=Curved(), language_model=Silent(), trajectory=path, times=At(time=t), samples=36
+    )
+    with jax.enable_x64(True):
+        tokens = jnp.ones((1, 2), int)
+        batch = Batch(tokens=tokens, mask=tokens > 0, images=jnp.asarray(x0))
 
-    conditional = gradient(da * x0 + db * eps)
-    np.testing.assert_allclose(gradient(marginal(a, b, da, db, z)), conditional, rtol=1e-5)
+        def loss(theta):
+            params, step = {"theta": theta}, jnp.zeros((), int)
+            return objective(params, {"llm": {}}, batch, jax.random.key(0), step, {})[0]
+
+        conditional = jax.grad(loss)(jnp.asarray(THETA))
+        mean, std, mean_slope, std_slope = marginal(path, t)
+    # The marginal loss by more nodes than its order needs.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    z = mean + std * nodes
+    powers = np.stack([np.ones(8), z, z**2])
+    error = THETA @ powers - (mean_slope + std_slope * nodes)
+    expected = (weights / weights.sum() * 2 * error * powers).sum(1)
+    # The objective takes its errors in single precision; the sums over nodes are exact.
+    np.testing.assert_allclose(conditional, expected, rtol=1e-6, atol=1e-6)
