@@ -131,6 +131,11 @@ def test_leaves_everything_behind(whole):
     assert {p.name for p in whole.glob("samples/*.png")} == {
         f"step_{n:07d}.png" for n in (0, 2, 4, STEPS)
     }
+    assert {path.suffix for path in (whole / "figures").glob("curves.*")} == {
+        ".png",
+        ".svg",
+        ".csv",
+    }
     page = (whole / "report.html").read_text()
     assert "Meaningful diversity" in page and "data:image/png;base64" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page

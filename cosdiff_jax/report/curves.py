@@ -5,7 +5,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -103,17 +103,23 @@ def small_multiples(curves: Mapping[str, Curve], panels: Sequence[Panel] = PANEL
     Colours come from the page's CSS variables ``--c0 ... --c3``, ``--ink`` and ``--rule``, so the
     curves follow its light and dark dress.
     """
-    left = dict(curves)
-    figures = []
+    return "".join(_figure(panel, drawn) for panel, drawn in paneled(curves, panels))
+
+
+def paneled(
+    curves: Mapping[str, Curve], panels: Sequence[Panel] = PANELS
+) -> Iterator[tuple[Panel, dict[str, Curve]]]:
+    """The panels that have data with what they draw, then one for every other quantity."""
+    left = {name: curve for name, curve in curves.items() if np.isfinite(curve[1]).any()}
     for panel in panels:
         chosen = [
             name for wanted in panel.names for name in left if name.rsplit("/", 1)[-1] == wanted
         ]
         drawn = {name: left.pop(name) for name in dict.fromkeys(chosen)}
-        figures.append(_figure(panel, drawn))
+        if drawn:
+            yield panel, drawn
     for name, curve in left.items():
-        figures.append(_figure(Panel(title=name.replace("_", " "), names=()), {name: curve}))
-    return "".join(figures)
+        yield Panel(title=name.replace("_", " "), names=()), {name: curve}
 
 
 def _flat(record: Mapping[str, object], prefix: str = "") -> dict[str, float]:
@@ -127,9 +133,6 @@ def _flat(record: Mapping[str, object], prefix: str = "") -> dict[str, float]:
 
 
 def _figure(panel: Panel, curves: Mapping[str, Curve]) -> str:
-    curves = {name: curve for name, curve in curves.items() if np.isfinite(curve[1]).any()}
-    if not curves:
-        return ""
     svg, last = svg_panel(curves)
     keys = "".join(
         f'<span><i style="background:var(--c{index % 4})"></i>'

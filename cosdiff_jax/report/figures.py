@@ -2,16 +2,21 @@
 
 import csv
 import dataclasses
+import io
+import itertools
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from cosdiff_jax.report import curves as curves_lib
 from cosdiff_jax.report.measures import ROWS, inner
 
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -86,6 +91,48 @@ def save(
         csv.writer(file).writerows(rows)
     text = place.read_text()
     return Figure(title=title, svg=text[text.index("<svg") :], file=folder / f"{name}.png")
+
+
+def curves(folder: epath.Path, read: Mapping[str, curves_lib.Curve]) -> None:
+    """The curves of a run as ``curves.png``, ``.svg`` and ``.csv``: raw values faint, means strong.
+
+    Args:
+      folder: made if it is not there; it may lie in a bucket.
+      read: what ``curves.read`` gives; of nothing nothing is written.
+    """
+    panels = list(curves_lib.paneled(read))
+    if not panels:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    across = min(3, len(panels))
+    down = math.ceil(len(panels) / across)
+    with rc_context(STYLE):
+        canvas = Canvas(figsize=(4 * across, 2.7 * down), layout="constrained")
+        for place, (panel, drawn) in enumerate(panels):
+            axes = canvas.add_subplot(down, across, place + 1)
+            axes.set_title(panel.title, fontsize=10)
+            for colour, (name, (steps, values)) in zip(itertools.cycle(COLOURS), drawn.items()):
+                mean = curves_lib.smooth(values, len(values) / 40)
+                axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+                axes.plot(steps, mean, color=colour, label=name.rsplit("/", 1)[-1])
+            if len(drawn) > 1:
+                axes.legend(fontsize=7)
+        looks: dict[str, dict[str, Any]] = {
+            "png": {"dpi": 120, "facecolor": "white"},
+            "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
+        }
+        for kind, look in looks.items():
+            with (folder / f"curves.{kind}").open("wb") as file:
+                canvas.savefig(file, format=kind, **look)
+    rows: dict[float, dict[str, float]] = {}
+    for name, (steps, values) in read.items():
+        for step, value in zip(steps, values, strict=True):
+            rows.setdefault(float(step), {})[name] = float(value)
+    table = io.StringIO()
+    lines = csv.DictWriter(table, ["step", *read])
+    lines.writeheader()
+    lines.writerows({"step": f"{step:g}", **rows[step]} for step in sorted(rows))
+    (folder / "curves.csv").write_text(table.getvalue())
 
 
 def trade(folder: Path, found: Found, x: str, y: str) -> Figure | None:

@@ -256,11 +256,11 @@ def changes(
     """
     found = {}
     for name in dict.fromkeys(name for table in before.values() for name in table):
-        sides = (
+        old, new = (
             {key: table[name] for key, table in side.items() if name in table}
             for side in (before, after)
         )
-        interval = bootstrap.change(*sides)
+        interval = bootstrap.change(old, new)
         if interval is not None:
             found[name] = interval
     return found

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from cosdiff_jax.report import curves, facts, grid, measures, page
+from cosdiff_jax.report import curves, facts, figures, grid, measures, page
 
 
 def keep_pictures(
@@ -71,6 +71,8 @@ def write(
         "change": {name: interval._asdict() for name, interval in changes.items()},
     }
     (epath.Path(workdir) / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+    drawn = curves.read(epath.Path(workdir) / "metrics.jsonl")
+    figures.curves(epath.Path(workdir) / "figures", drawn)
     objective: str = recipe["objective"]["name"]
     before = after = np.zeros((0, 1, 1, 1, 1), np.uint8)
     if real is not None:
@@ -83,7 +85,7 @@ def write(
         after=after,
         true=real,
         rows=page.table(tables[0], tables[1], truth, changes),
-        curves=curves.read(epath.Path(workdir) / "metrics.jsonl"),
+        curves=drawn,
         facts={
             "wall time": facts.duration(seconds),
             "peak memory": f"{peak / 1024:.1f} GiB of the {whose}",
