@@ -69,7 +69,7 @@ class LogitNormal:
     std: float = 1.0
 
     def __post_init__(self):
-        if self.std <= 0:
+        if not self.std > 0:
             raise ValueError(f"times.logit_normal.std must be above 0, not {self.std}")
 
     def __call__(self, key: jax.Array, batch: int) -> Float[Array, " B"]:
@@ -184,7 +184,7 @@ class LogNormalSigma:
     trajectory: Trajectory = field(default_factory=Edm)
 
     def __post_init__(self):
-        if self.std <= 0:
+        if not self.std > 0:
             raise ValueError(f"times.log_normal_sigma.std must be above 0, not {self.std}")
 
     def __call__(self, key: jax.Array, batch: int) -> Float[Array, " B"]:

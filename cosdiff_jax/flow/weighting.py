@@ -119,7 +119,7 @@ class Edm:
     sigma_data: float = 0.5
 
     def __post_init__(self):
-        if self.std <= 0 or self.sigma_data <= 0:
+        if not (self.std > 0 and self.sigma_data > 0):
             raise ValueError(
                 "weighting.edm.std and sigma_data must be above 0, not "
                 f"{self.std} and {self.sigma_data}"

@@ -244,8 +244,12 @@ def test_numbers_that_mean_nothing_are_refused():
             timestep.Shifted(times=timestep.Uniform(), alpha=alpha)
     with pytest.raises(ValueError, match="std must be above 0"):
         timestep.LogitNormal(std=0.0)
+    with pytest.raises(ValueError, match="std"):
+        timestep.LogitNormal(std=float("nan"))
     with pytest.raises(ValueError, match="std must be above 0"):
         timestep.LogNormalSigma(std=-1.0)
+    with pytest.raises(ValueError, match="std"):
+        timestep.LogNormalSigma(std=float("nan"))
     with pytest.raises(ValueError, match="at least one pixel"):
         timestep.resolution_shift(0, 4)
     with pytest.raises(ValueError, match=r"shift\.reference .* not -8"):
