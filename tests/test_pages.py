@@ -4,6 +4,9 @@ import pathlib
 import re
 import tomllib
 
+import numpy as np
+import pytest
+
 from cosdiff_jax import diverse
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,3 +34,17 @@ def test_every_method_has_its_line_in_the_readme():
     (table,) = re.findall(r"^\| `--method` .*?(?=\n\n)", page, re.DOTALL | re.MULTILINE)
     named = re.findall(r"^\| `(\w+)` \| (.*?)\|", table, re.MULTILINE)
     assert [name for name, _ in named] == list(diverse.METHODS)
+
+
+@pytest.mark.slow
+def test_the_readmes_python_inverts_a_picture():
+    page = (ROOT / "README.md").read_text()
+    (code,) = re.findall(
+        r"```python\n(import jax\n\nfrom cosdiff_jax import build.*?)```", page, re.DOTALL
+    )
+    found = {}
+    exec(code, found)
+    apart = np.abs(found["back"] - found["noise"][0]).mean()
+    print(f"noise found again to {apart:.4f}, of {np.abs(found['noise']).mean():.4f}")
+    assert apart < 0.01
+    assert found["nats"].shape == (2,) and np.isfinite(found["nats"]).all()

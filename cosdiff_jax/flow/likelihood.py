@@ -82,10 +82,11 @@ def log_likelihood(
 
     def field(t: Array, state: tuple[Array, Array], _: None) -> tuple[Array, Array]:
         z, _total = state
-        v, push = jax.linearize(lambda z: velocity(z, _rows(z, t)), z)
+        # Backwards, n . (dv/dz)^T n, for products in bfloat16 have no derivative forwards.
+        v, pull = jax.vjp(lambda z: velocity(z, _rows(z, t)), z)
 
         def one(total: Array, n: Array) -> tuple[Array, None]:
-            return total + jnp.sum((n * push(n)).reshape(z.shape[0], -1), axis=1), None
+            return total + jnp.sum((n * pull(n)[0]).reshape(z.shape[0], -1), axis=1), None
 
         total, _ = jax.lax.scan(one, jnp.zeros(z.shape[0], z.dtype), signs)
         return v, weight * total

@@ -46,6 +46,20 @@ def test_where_a_path_keeps_some_data_this_is_not_the_datas_own_density(path, ap
     assert np.abs(pushed(problem).logpdf(x0) - own).max() > apart
 
 
+def test_a_field_that_is_derived_backwards_alone_has_a_likelihood(gaussian):
+    """As networks with products in bfloat16 are."""
+    problem, x0 = gaussian(), jax.random.normal(KEY, (2, 3))
+
+    @jax.custom_vjp
+    def velocity(z, t):
+        return problem.velocity(z, t)
+
+    velocity.defvjp(lambda z, t: jax.vjp(problem.velocity, z, t), lambda pull, slope: pull(slope))
+    found = likelihood.log_likelihood(velocity, x0)
+    wanted = likelihood.log_likelihood(problem.velocity, x0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_random_probes_are_unbiased(gaussian):
     problem, x0 = gaussian(), jax.random.normal(KEY, (2, 3))
 
