@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from cosdiff_jax import build, text_stream, trained
+from cosdiff_jax.models import layers
 
 
 def main() -> None:
@@ -47,7 +48,8 @@ def main() -> None:
 
     @jax.jit
     def call(params, z, t, text):
-        return sampler.backbone.apply({"params": params}, z, t, text)
+        with layers.precision(sampler.precision):  # as the sampler itself asks
+            return sampler.backbone.apply({"params": params}, z, t, text)
 
     @jax.jit
     def called(params, z, t, text):
