@@ -127,11 +127,9 @@ def main() -> None:
             colour = "black" if way == "independent" else colours[ways[way][0]["training"]]
             shown = np.clip(at, edges[0] + inset, edges[1] - inset)
             beyond = [int(i) for i in np.flatnonzero(shown != at)]
-            marker = (
-                "o"
-                if not beyond
-                else ("<>" if beyond[0] == 0 else "v^")[int(at[beyond[0]] > shown[beyond[0]])]
-            )
+            marker = "o"
+            for axis in beyond:  # an arrow out of the picture
+                marker = ("<>", "v^")[axis][int(at[axis] > shown[axis])]
             named[f"{way} ({at[0]:.2f}, {at[1]:.2f})" if beyond else way] = tuple(shown)
             axes.scatter(
                 *shown, zorder=2, color=colour, s=60 if way in plain else 36, marker=marker

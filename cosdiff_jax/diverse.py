@@ -312,13 +312,19 @@ class DiverseSampler:
 
     @cached_property
     def _choose(self) -> Callable:
-        return jax.jit(jax.vmap(lambda f, score: self._selection(f, score, self.num)))
+        return _choosing(self._selection, self.num)
 
 
 @lru_cache(maxsize=8)
 def _looking(view: ClipFeature) -> tuple[Callable, Callable]:
     """Of pictures and of captions; compiled once for all samplers that look through it."""
     return jax.jit(view), jax.jit(view.text)
+
+
+@lru_cache(maxsize=32)
+def _choosing(selection: Selection, num: int) -> Callable:
+    """Of every prompt's candidates; compiled once for all samplers that choose like that."""
+    return jax.jit(jax.vmap(lambda f, score: selection(f, score, num)))
 
 
 def diverse_samples(

@@ -139,7 +139,7 @@ class Pruning:
 
     @cached_property
     def _said(self) -> Callable:
-        return jax.jit(self.view.text)
+        return _reading(self.view)
 
     @cached_property
     def _descended(self) -> Callable:
@@ -148,10 +148,7 @@ class Pruning:
 
     @cached_property
     def _pictures(self) -> Callable:
-        def pictures(frozen, z) -> Float[Array, "k X Y C"]:
-            return in_parts(lambda z: self.sampler.pictures(frozen, z), self.sampler.rows, z)
-
-        return jax.jit(pictures)
+        return _decoding(self.sampler.apart()[0])
 
     @cached_property
     def _step(self) -> Callable:
@@ -160,6 +157,19 @@ class Pruning:
 
 
 # Compiled once for all that differ in scales of guidance alone, which come as an argument.
+@lru_cache(maxsize=32)
+def _reading(view: ClipFeature) -> Callable:
+    return jax.jit(view.text)
+
+
+@lru_cache(maxsize=32)
+def _decoding(sampler: Sampler) -> Callable:
+    def pictures(frozen, z) -> Float[Array, "k X Y C"]:
+        return in_parts(lambda z: sampler.pictures(frozen, z), sampler.rows, z)
+
+    return jax.jit(pictures)
+
+
 @lru_cache(maxsize=32)
 def _descending(sampler: Sampler) -> Callable:
     return jax.jit(lambda scales, *args: sampler.scaled(scales).descended(*args))

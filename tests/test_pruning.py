@@ -194,14 +194,16 @@ def test_those_that_repel_are_asked_together_and_seen_in_chunks():
 
 @pytest.mark.parametrize("descent", [None, Descent(moves=1, rate=0.3, rollout=2)])
 def test_another_scale_is_not_compiled_again(descent):
-    traced = []
+    traced = []  # whatever is lowered: the networks, what sees, decodes and chooses
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: traced.append(name) if "mlir_module" in name else None
+    )
 
-    class Watched(nn.Module):
+    class Guided(nn.Module):
         attention = Reads()
 
         @nn.compact
         def __call__(self, z, t, text):
-            traced.append(z.shape[0])
             said = jnp.repeat(text.hidden.sum((1, 2)), z.shape[0] // text.mask.shape[0])
             return z - jnp.tanh(2 * z) - 0.01 * said[:, None, None, None]
 
@@ -209,7 +211,7 @@ def test_another_scale_is_not_compiled_again(descent):
 
     def at(scale):
         guidance = ClassifierFree(scale=scale)
-        fields = {"backbone": Watched(), "guidance": guidance, "descent": descent, "steps": 2}
+        fields = {"backbone": Guided(), "guidance": guidance, "descent": descent, "steps": 2}
         sampler = Sampler(language_model=LanguageModel(), vae=None, shape=(2, 2, 1), **fields)
         run = pruning.Pruning(sampler=sampler, view=view, selection=MaxMin())
         tokens = np.array([[2, 5]], np.int32)

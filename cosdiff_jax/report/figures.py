@@ -84,13 +84,21 @@ def save(
     with rc_context(STYLE):
         canvas = Canvas(figsize=size, layout="constrained")
         draw(canvas.add_subplot())
-        canvas.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-        place = folder / f"{name}.svg"
-        canvas.savefig(place, transparent=True, metadata={"Date": None, "Creator": None})
+        _write(canvas, folder, name)
     with open(folder / f"{name}.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    text = place.read_text()
+    text = (folder / f"{name}.svg").read_text()
     return Figure(title=title, svg=text[text.index("<svg") :], file=folder / f"{name}.png")
+
+
+def _write(canvas: Canvas, folder: Path | epath.Path, name: str) -> None:
+    looks: dict[str, dict[str, Any]] = {
+        "png": {"dpi": 160, "facecolor": "white"},
+        "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
+    }
+    for kind, look in looks.items():
+        with (folder / f"{name}.{kind}").open("wb") as file:
+            canvas.savefig(file, format=kind, **look)
 
 
 def curves(folder: epath.Path, read: Mapping[str, curves_lib.Curve]) -> None:
@@ -117,13 +125,7 @@ def curves(folder: epath.Path, read: Mapping[str, curves_lib.Curve]) -> None:
                 axes.plot(steps, mean, color=colour, label=name.rsplit("/", 1)[-1])
             if len(drawn) > 1:
                 axes.legend(fontsize=7)
-        looks: dict[str, dict[str, Any]] = {
-            "png": {"dpi": 120, "facecolor": "white"},
-            "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
-        }
-        for kind, look in looks.items():
-            with (folder / f"curves.{kind}").open("wb") as file:
-                canvas.savefig(file, format=kind, **look)
+        _write(canvas, folder, "curves")
     rows: dict[float, dict[str, float]] = {}
     for name, (steps, values) in read.items():
         for step, value in zip(steps, values, strict=True):
