@@ -1,6 +1,7 @@
-"""Named overlays: one word after the recipe's name changes its size.
+"""Named overlays: a word after the recipe's name changes its size, or how its flow is trained.
 
     --config=configs/fusion_div.py:tiny
+    --config="configs/fusion_base.py:rf/mode(1.29)+tiny"
 
 They are laid over the finished recipe, since a size has to hold whatever the recipe chose; the
 command line still comes last.
@@ -8,17 +9,21 @@ command line still comes last.
 
 from typing import Any
 
+from configs import formulations
+
 
 def apply(config: Any, preset: str) -> Any:
-    """Lay the named preset over a recipe; an empty name changes nothing.
+    """Lay presets, joined by +, over a recipe; an empty name changes nothing.
 
     Raises:
-      ValueError: no such preset; the choices are listed.
+      ValueError: no such preset or published formulation; the choices are listed.
     """
-    if preset and preset not in PRESETS:
-        raise ValueError(f"preset {preset!r} is not one of {', '.join(sorted(PRESETS))}")
-    if preset:
-        PRESETS[preset](config)
+    for name in preset.split("+") if preset else ():
+        if name in PRESETS:
+            PRESETS[name](config)
+        elif not formulations.apply(config, name):
+            known = ", ".join((*sorted(PRESETS), *formulations.KNOWN))
+            raise ValueError(f"preset {name!r} is not one of {known}")
     return config
 
 

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "base", "networks", "presets")
+    if path.stem not in ("__init__", "base", "formulations", "networks", "presets")
 )
 # Menu path -> table of constructors; "asset" and "none" are handled beside the tables.
 TABLES = {

@@ -41,20 +41,30 @@ def test_the_twelve_are_of_every_family():
 
 @pytest.mark.parametrize("name", FORMULATIONS)
 def test_the_changes_to_a_recipe_make_the_published_formulation(name):
-    config, made = fusion_base.get_config("tiny"), FORMULATIONS[name]
-    for change in sd3.formulations()[name]:
-        path, value = change.split("=")
-        *folders, last = path.split(".")
-        place = config
-        for folder in folders:
-            place = place[folder]
-        place[last] = type(place[last])(value)
+    config, made = fusion_base.get_config(f"{name}+tiny"), FORMULATIONS[name]
+    plain = fusion_base.get_config("tiny")
+    told = dict(change.split("=") for change in sd3.formulations()[name])
+    plain.update_from_flattened_dict(
+        {field: v if field.endswith(".name") else float(v) for field, v in told.items()}
+    )
+    assert str(plain) == str(config)
     objective, _ = build.objective(config)
     for part in ("trajectory", "parameterization", "weighting", "times"):
         assert getattr(objective, part) == getattr(made, part)
     sampler = build.sampler(config, (64, 64, 3))
     assert sampler.trajectory == made.trajectory
     assert sampler.parameterization == made.parameterization
+
+
+def test_a_formulation_of_any_numbers_is_a_word_after_the_recipe():
+    config = fusion_base.get_config("edm( -0.3, 1.7)")
+    times = config.objective.flow_matching.times
+    assert times.name == "log_normal_sigma"
+    assert dict(times.log_normal_sigma) == {"mean": -0.3, "std": 1.7}
+    known = r"fusion_2b, pod_256, tiny, eps/linear, .*rf/mode\(scale\), edm\(mean,std\)"
+    for name in ("edm(1.0)", "edm(a,b)", "rf/other", "edm", "tiny+rf/mode(1,2)", "tiny+", "rf("):
+        with pytest.raises(ValueError, match=known):
+            fusion_base.get_config(name)
 
 
 def test_every_change_fits_its_recipe():

@@ -29,6 +29,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import formulations as published
+
 _FLOW = "objective.flow_matching"
 
 TWELVE = (
@@ -70,45 +72,9 @@ _TINY: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def formulations() -> dict[str, tuple[str, ...]]:
-    """The 61 by their published names (``flow.formulation``), as changes to a recipe."""
-    rectified = ("rectified_flow", "velocity")
-    found = {
-        "eps/linear": _ways("ldm_linear", "eps"),
-        "v/linear": _ways("ldm_linear", "v"),
-        "eps/cos": _ways("cosine", "eps"),
-        "v/cos": _ways("cosine", "v"),
-        "rf": _ways(*rectified),
-        "rf/cosmap": _ways(*rectified, "cos_map"),
-        "edm/rf": _ways("edm", "edm", weighting="exponential"),
-        "edm/cos": _ways("cosine", "edm", weighting="exponential"),
-    }
-    for mean in (-1.0, -0.5, 0.0, 0.5, 1.0):
-        for std in (0.2, 0.6, 1.0, 1.4, 1.8, 2.2):
-            ways = _ways(*rectified, "logit_normal", mean=mean, std=std)
-            found[f"rf/lognorm({mean:.2f},{std:.2f})"] = ways
-    for scale in (-1.0, -0.54, -0.08, 0.38, 0.83, 1.0, 1.29, 1.75):
-        found[f"rf/mode({scale:.2f})"] = _ways(*rectified, "mode", scale=scale)
-    for mean in (-1.2, -0.6, 0.0, 0.6, 1.2):
-        for std in (0.6, 1.2, 1.8):
-            ways = _ways("edm", "edm", "log_normal_sigma", mean=mean, std=std)
-            found[f"edm({mean:.2f},{std:.2f})"] = ways
-    return found
-
-
-def _ways(
-    trajectory: str,
-    parameterization: str,
-    times: str = "uniform",
-    weighting: str = "constant",
-    **knobs: float,
-) -> tuple[str, ...]:
-    return (
-        f"{_FLOW}.trajectory.name={trajectory}",
-        f"{_FLOW}.parameterization.name={parameterization}",
-        f"{_FLOW}.times.name={times}",
-        *(f"{_FLOW}.times.{times}.{knob}={value}" for knob, value in knobs.items()),
-        f"{_FLOW}.weighting.name={weighting}",
-    )
+    """The 61 by their published names, as changes to a recipe."""
+    named = {name: published.changes(name) or {} for name in published.STUDY}
+    return {name: tuple(f"{f}={v}" for f, v in of.items()) for name, of in named.items()}
 
 
 def get_config(preset: str = ""):
