@@ -44,6 +44,7 @@ class Asked:
       seed: of held-out prompts, true pictures and noise.
       eye: asset or folder of the CLIP that looks; None takes the first model's.
       vgg, lpips: folders as for ``perceptual.load``; None leaves out the distances.
+      views: in which cosines are measured besides CLIP's, as for ``views.load``.
       top_percent: share of a prompt's pairs, the most alike, in the top-k cosine.
       read: file with the texts that some reader found in ``images``, see ``prompts.texts_read``.
       answers: MODULE:FUNCTION, a ``metrics.questions.Answers``.
@@ -66,6 +67,7 @@ class Asked:
     eye: str | None = None
     vgg: str | None = None
     lpips: str | None = None
+    views: Sequence[str] = ()
     top_percent: float = TOP_PERCENT
     read: str | None = None
     answers: str | None = None

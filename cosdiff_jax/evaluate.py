@@ -36,6 +36,7 @@ from cosdiff_jax import (
     networks,
     perceptual,
     trained,
+    views,
     weights,
 )
 from cosdiff_jax.columns import Asked
@@ -76,13 +77,15 @@ def pictures(asked: Asked, out: Path, *, page: bool = True) -> dict[str, Any]:
     side = 64 if eye is None else eye.size  # as galleries are cut
     distances = [] if asked.vgg is None else [perceptual.load(asked.vgg, asked.lpips, side)]
     also = {"distances": distances[0].digest} if distances else {}
+    seen = views.load(asked.views, asked.vgg, side, asked.top_percent)
+    also |= {"views": [view.digest for view in seen]} if seen else {}
     shard, shards = jax.process_index(), jax.process_count()
     surveyed: dict[str, Surveyed] = {}
     for entry in entries:
         survey = Survey(
             folder=out / "measured" / entry.folder,
             eye=eye,
-            measures=[*columns.measures(models), *distances, *entry.measures],
+            measures=[*columns.measures(models), *distances, *seen, *entry.measures],
             facts={**entry.facts, "eye": seen_by, **also},
             label=entry.name,
             top_percent=asked.top_percent,
@@ -185,6 +188,8 @@ def define() -> None:
     flags.DEFINE_string("clip", None, "CLIP that looks: embedded model or folder with weights")
     flags.DEFINE_string("vgg", None, "Folder of VGG16, from convert: distances within a prompt")
     flags.DEFINE_string("lpips", None, "Folder of LPIPS's published weights, to go with --vgg")
+    seen = ", ".join(views.NAMES)
+    flags.DEFINE_multi_string("view", [], f"Cosines in another view than CLIP's; repeat: {seen}")
     flags.DEFINE_float("top_percent", TOP_PERCENT, "Pairs in the top-k cosine, most alike first")
     flags.DEFINE_string("read", None, "Texts read in --images: jsonl or csv of picture, text")
     flags.DEFINE_string("answers", None, "MODULE:FUNCTION that answers the prompts' questions")
@@ -230,6 +235,7 @@ def main(argv: list[str]) -> None:
                 eye=FLAGS.clip,
                 vgg=FLAGS.vgg,
                 lpips=FLAGS.lpips,
+                views=tuple(FLAGS.view),
                 top_percent=FLAGS.top_percent,
                 read=FLAGS.read,
                 answers=FLAGS.answers,

@@ -19,6 +19,7 @@ from cosdiff_jax import modules, weights
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.features.pictures import fit
 from cosdiff_jax.metrics import intra_prompt, lpips
+from cosdiff_jax.models.vgg import VGG
 from cosdiff_jax.shapes import Params
 
 
@@ -80,6 +81,19 @@ def load(vgg: str, fitted: str | None, side: int) -> Perceptual:
     Raises:
       ValueError: no such folder, another network, or weights that do not fit it.
     """
+    of, params = network(vgg)
+    numbers = None if fitted is None else lpips.load(fitted)
+    if numbers is not None and [len(w) for w in numbers] != list(of.widths):
+        raise ValueError(
+            f"--lpips={fitted} is of levels of {[len(w) for w in numbers]} channels, and --vgg's "
+            f"are of {list(of.widths)}"
+        )
+    view = lpips.Lpips(vgg=of, layers=levels(of))
+    return Perceptual(vgg=view, params=params, fitted=numbers, side=side)
+
+
+def network(vgg: str) -> tuple[VGG, Params]:
+    """VGG16 and its weights, of a folder as ``load`` takes it; errors likewise."""
     place = Path(vgg)
     folder = place / "vgg" if (place / "vgg" / "config.json").is_file() else place
     if not folder.is_dir():
@@ -87,16 +101,10 @@ def load(vgg: str, fitted: str | None, side: int) -> Perceptual:
     entry = weights.entry(str(folder))
     if entry["name"] != "vgg":
         raise ValueError(f"--vgg={vgg} holds a {entry['name']!r}, not a vgg")
-    network = modules.model("vgg", entry)
-    numbers = None if fitted is None else lpips.load(fitted)
-    if numbers is not None and [len(w) for w in numbers] != list(network.widths):
-        raise ValueError(
-            f"--lpips={fitted} is of levels of {[len(w) for w in numbers]} channels, and --vgg's "
-            f"are of {list(network.widths)}"
-        )
-    layers = tuple(
-        f"relu{level}_{number}" for level, number in enumerate(network.convolutions, start=1)
-    )
-    # Of VGG16 these are ``lpips.LEVELS``: what each level ends with.
-    view = lpips.Lpips(vgg=network, layers=layers)
-    return Perceptual(vgg=view, params=weights.load(str(folder)), fitted=numbers, side=side)
+    return modules.model("vgg", entry), weights.load(str(folder))
+
+
+def levels(network: VGG) -> tuple[str, ...]:
+    """What each level ends with; of VGG16 these are ``lpips.LEVELS``."""
+    ends = enumerate(network.convolutions, start=1)
+    return tuple(f"relu{level}_{number}" for level, number in ends)

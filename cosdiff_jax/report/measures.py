@@ -79,6 +79,13 @@ ROWS = {
         better="true",
         meaning="the same, over the most similar 20 % of the pairs, or top_percent of this run",
     ),
+    **{
+        f"{which}_cosine_{view}": Measure(
+            title=f"Intra-prompt {title} cosine, {view}", better="true", detail=True
+        )
+        for view in ("latent", "latent_clip", "vgg")
+        for which, title in (("mean", "mean"), ("top", "top-k"))
+    },
     "vendi": Measure(
         title="Vendi score",
         better="true",

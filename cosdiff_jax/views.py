@@ -1,0 +1,142 @@
+"""How alike a prompt's pictures are in another view than CLIP's: more measures of an evaluation.
+
+Cosines mean what their feature sees: ``latent`` where light and colour are, ``latent_clip`` what a
+caption could tell apart, ``vgg`` how alike two pictures look, place by place
+(``cosdiff_jax/diversity/README.md`` has what each of them is blind to).
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from cosdiff_jax import networks, perceptual, weights
+from cosdiff_jax.data.groups import to_float
+from cosdiff_jax.features.feature import Feature
+from cosdiff_jax.features.latent import LatentFeature
+from cosdiff_jax.features.latent_clip import LatentClipFeature
+from cosdiff_jax.features.pictures import fit
+from cosdiff_jax.features.vgg import VggFeature
+from cosdiff_jax.metrics import cosine
+from cosdiff_jax.shapes import Frozen
+
+NAMES = ("latent", "latent_clip", "vgg")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """Mean and top-k cosine of a prompt's pictures in one feature.
+
+    Attributes:
+      name: of the feature; the numbers are ``mean_cosine_NAME`` and ``top_cosine_NAME``.
+      feature: what is compared.
+      frozen: weights of what it looks through.
+      vae: encodes the pictures for a feature of latents; None for one of pictures.
+      side: of the square in pixels that the middle of every picture is brought to.
+      top_percent: share of the pairs, the most alike, in the top-k cosine.
+    """
+
+    name: str
+    feature: Feature
+    frozen: Frozen
+    vae: Any
+    side: int
+    top_percent: float
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What the numbers depend on."""
+        return f"{self.name} {weights.digest(self.frozen)} at {self.side}"
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "K X Y C"], group: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """The two numbers; nothing of a single picture."""
+        del group
+        if images.shape[-1] != 3:
+            raise ValueError(f"--view={self.name} sees colours, and these pictures have none")
+        if len(images) < 2:
+            return {}
+        f = self._see(self.frozen, to_float(images))
+        found = cosine.result(cosine.update(cosine.init(), f[None], self.top_percent))
+        return {f"{name}_{self.name}": found[name] for name in ("mean_cosine", "top_cosine")}
+
+    @functools.cached_property
+    def _see(self) -> Callable[..., Float[jax.Array, "K F"]]:
+        def see(frozen: Frozen, images: jax.Array) -> jax.Array:
+            x: Any = fit(images, self.side)
+            if self.vae is not None:
+                x = self.vae.apply({"params": frozen["vae"]}, x, method="to_latents")
+            return self.feature(frozen, x)
+
+        return jax.jit(see)
+
+
+def load(said: Sequence[str], vgg: str | None, side: int, top_percent: float) -> list[View]:
+    """The views that are asked for.
+
+    Args:
+      said: names, with =FOLDER where the networks are not the embedded ones: of ``latent`` an
+        autoencoder's weights, of ``latent_clip`` a CLIP's of latents, whose recipe names its own.
+      vgg: folder of VGG16, as for ``perceptual.load``.
+      side: as for ``View``.
+      top_percent: as for ``View``.
+
+    Raises:
+      ValueError: an unknown name, or networks that are not there.
+    """
+    views = []
+    for each in said:
+        name, _, folder = each.partition("=")
+        if name not in NAMES or (name == "vgg" and folder):
+            raise ValueError(
+                f"--view={each}: there are {', '.join(NAMES)}, the first two with =FOLDER"
+            )
+        if name in {view.name for view in views}:
+            raise ValueError(f"--view={each}: {name} is named twice")
+        frozen: Frozen = {}
+        feature: Feature = LatentFeature()
+        vae: Any = None
+        if name == "vgg":
+            if vgg is None:
+                raise ValueError("--view=vgg looks through VGG16: name its folder with --vgg")
+            network, frozen["vgg"] = perceptual.network(vgg)
+            feature = VggFeature(vgg=network, layers=perceptual.levels(network))
+        elif name == "latent_clip":
+            source = folder or networks.ASSETS["latent_clip"]
+            clip, frozen["latent_clip"], _ = networks.network("latent_clip", source)
+            vae, frozen["vae"], _ = networks.network("vae", _encoder(source))
+            if clip.channels != vae.latent:
+                raise ValueError(
+                    f"--view={each}: {source} reads {clip.channels} channels, and latents have "
+                    f"{vae.latent}"
+                )
+            feature = LatentClipFeature(clip=clip)
+        else:
+            vae, frozen["vae"], _ = networks.network("vae", folder or networks.ASSETS["vae"])
+        views.append(
+            View(
+                name=name,
+                feature=feature,
+                frozen=frozen,
+                vae=vae,
+                side=side,
+                top_percent=top_percent,
+            )
+        )
+    return views
+
+
+def _encoder(source: str) -> str:
+    """The autoencoder whose latents a CLIP was trained on, by its recipe."""
+    recipe = weights.folder(source) / "recipe.json"
+    if recipe.is_file():
+        entry = json.loads(recipe.read_text())["vae"]
+        if entry["name"] == "asset":
+            return str(entry["asset"]["path"])
+    raise ValueError(f"--view=latent_clip: the recipe of {source} names no autoencoder's weights")

@@ -1,0 +1,115 @@
+"""Cosines of a prompt's pictures in other views than CLIP's."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosdiff_jax import evaluate, networks, views, weights
+from cosdiff_jax.data.groups import to_float
+from cosdiff_jax.data.scenes.held_out import held_out
+from cosdiff_jax.models.vgg import VGG
+from cosdiff_jax.report.measures import ROWS
+
+GROUP = held_out(1, 4, 0)[0]
+IMAGES = jnp.asarray(to_float(GROUP["images"]))
+SMALL = {"name": "vgg", "vgg": {"widths": [4, 6], "convolutions": [2, 1]}}
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    network, place = VGG(widths=(4, 6), convolutions=(2, 1)), tmp_path_factory.mktemp("vgg")
+    params = jax.jit(network.init)(jax.random.key(0), to_float(GROUP["images"]))["params"]
+    weights.save(place / "vgg", SMALL, params, dtype="float32")
+    return network, params, str(place)
+
+
+def pairs(f):
+    """(mean, mean of the highest half) of the cosines of all pairs, one by one."""
+    f = np.asarray(f, np.float64).reshape(len(f), -1)
+    unit = f / np.linalg.norm(f, axis=1, keepdims=True)
+    found = sorted(a @ b for a, b in itertools.combinations(unit, 2))
+    return np.mean(found), np.mean(found[-3:])
+
+
+def latents():
+    vae, params, _ = networks.network("vae", "scenes_vae")
+    return vae.apply({"params": params}, IMAGES, method="to_latents")
+
+
+def test_latents_are_compared_without_their_mean_colour():
+    (view,) = views.load(["latent"], None, 64, 50.0)
+    z = np.asarray(latents())
+    mean, top = pairs(z - z.mean(axis=(1, 2), keepdims=True))
+    found = view(GROUP["images"], GROUP)
+    assert found == pytest.approx({"mean_cosine_latent": mean, "top_cosine_latent": top}, abs=1e-4)
+    assert view(GROUP["images"][:1], GROUP) == {}
+    same = view(np.repeat(GROUP["images"][:1], 3, axis=0), GROUP)
+    assert same["mean_cosine_latent"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_clip_of_latents_sees_those_of_its_own_autoencoder():
+    (view,) = views.load(["latent_clip"], None, 64, 50.0)
+    clip, params, _ = networks.network("latent_clip", "scenes_clip_latents")
+    mean, top = pairs(clip.apply({"params": params}, latents(), method="image"))
+    found = view(GROUP["images"], GROUP)
+    wanted = {"mean_cosine_latent_clip": mean, "top_cosine_latent_clip": top}
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_vgg_compares_place_by_place(vgg):
+    network, params, folder = vgg
+    (view,) = views.load(["vgg"], folder, 64, 50.0)
+    seen = network.apply({"params": params}, IMAGES, ("relu1_2", "relu2_1"))
+    parts = []
+    for a in seen.values():
+        u = np.asarray(a, np.float64)
+        norm = np.linalg.norm(u, axis=-1, keepdims=True)
+        u = np.divide(u, norm, out=np.zeros_like(u), where=norm > 0).reshape(4, -1)
+        parts.append(u / np.linalg.norm(u, axis=1, keepdims=True))
+    mean, top = pairs(np.concatenate(parts, axis=1))
+    found = view(GROUP["images"], GROUP)
+    assert found == pytest.approx({"mean_cosine_vgg": mean, "top_cosine_vgg": top}, abs=1e-4)
+
+
+def test_every_view_has_its_rows():
+    for name in views.NAMES:
+        assert {f"mean_cosine_{name}", f"top_cosine_{name}"} <= ROWS.keys()
+
+
+def test_the_evaluation_has_them_as_rows_and_keeps_them_apart(folder, tmp_path):
+    asked = evaluate.Asked(models=(folder,), num=2, steps=2, prompts="4", views=("latent_clip",))
+    found = evaluate.pictures(asked, tmp_path)
+    for column in found["columns"].values():
+        assert -1 <= column["mean_cosine_latent_clip"]["mean"] <= 1
+    page = (tmp_path / "report.html").read_text()
+    assert "Intra-prompt mean cosine, latent_clip" in page
+    assert json.loads((tmp_path / "metrics.json").read_text())["facts"]["views"] == ["latent_clip"]
+    with pytest.raises(ValueError, match="views differ"):
+        evaluate.pictures(dataclasses.replace(asked, views=("latent",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (["clip"], "--view=clip: there are latent, latent_clip, vgg"),
+        (["vgg=folder"], "--view=vgg=folder: there are"),
+        (["latent", "latent=scenes_vae"], "latent is named twice"),
+        (["vgg"], "name its folder with --vgg"),
+        (["latent=nowhere"], "no model in 'nowhere'"),
+        (["latent_clip=scenes_clip"], "scenes_clip reads 3 channels, and latents have 16"),
+    ],
+)
+def test_what_cannot_be_seen_is_one_line(said, error):
+    with pytest.raises(ValueError, match=error):
+        views.load(said, None, 64, 20.0)
+
+
+def test_pictures_without_colours_are_refused():
+    (view,) = views.load(["latent"], None, 8, 20.0)
+    with pytest.raises(ValueError, match="--view=latent sees colours"):
+        view(np.zeros((2, 8, 8, 1), np.uint8), {})
