@@ -1,6 +1,6 @@
 """Do the measures see what they should? True pictures, spoilt in ways that are known.
 
-    python benchmarks/sensitivity.py [--prompts=256] [--num=8] [--out=runs/sensitivity]
+    python benchmarks/sensitivity.py [--prompts=256] [--num=8] [--out=runs/sensitivity] [--nopage]
 
 Held-out Scenes prompts. Every column is K true pictures of each prompt but for one thing:
 
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--num", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/sensitivity"))
+    parser.add_argument("--nopage", action="store_true", help="the numbers alone")
     args = parser.parse_args()
     true = held_out(args.prompts, args.num, seed=0)
     sources = {
@@ -131,6 +132,7 @@ def main() -> None:
         reference=surveyed["reference"],
         eye=eye.name,
         facts={"prompts": args.prompts, "num": args.num},
+        page=not args.nopage,
     )
     print(comparison.text(found))
 

@@ -22,8 +22,11 @@ SCORES = (*oracle.ATTRIBUTES, *oracle.TASKS, "all", "empty")
 """Measures other than the diversity, in the order of a report."""
 
 
-# An attribute's own diversity; "0.shape", "1.shape" ... of a caption's things count together.
-VARIETY = tuple(f"variety_{name}" for name in ("shape", "colour", "size", "background", "relation"))
+# An attribute's own diversity; "0.shape", "1.shape" ... of a caption's things count together. Where
+# a single thing stands is no attribute, and not counted in the meaningful diversity.
+VARIETY = tuple(
+    f"variety_{name}" for name in ("shape", "colour", "size", "background", "relation", "place")
+)
 
 
 class Sums(NamedTuple):
@@ -64,6 +67,9 @@ def update(state: Sums, images: Groups, specs: Sequence[Spec]) -> Sums:
             add("meaningful_diversity", math.fsum(found.values()) / len(found))
         for name, value in found.items():
             add(f"variety_{name.split('.')[-1]}", value)
+        place = oracle.place_variety(readings, spec)
+        if not math.isnan(place):
+            add("variety_place", place)
     return Sums(total, number)
 
 

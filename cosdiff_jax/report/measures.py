@@ -160,7 +160,7 @@ ROWS = {
         f"variety_{name}": Measure(
             title=f"Variety of {name}", better="true", meaning="where left open", detail=True
         )
-        for name in ("shape", "colour", "size", "background", "relation")
+        for name in ("shape", "colour", "size", "background", "relation", "place")
     },
     "vendi_q0.5": Measure(title="Vendi score, q = 0.5", better="true", detail=True),
     "vendi_q2": Measure(title="Vendi score, q = 2", better="true", detail=True),

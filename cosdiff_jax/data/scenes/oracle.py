@@ -28,6 +28,7 @@ from cosdiff_jax.data.scenes.grammar import (
     BACKGROUNDS,
     COLOURS,
     SHAPES,
+    SIDE,
     SIZES,
     Group,
     Object,
@@ -244,16 +245,40 @@ def diversities(readings: Sequence[Scene], spec: Spec) -> dict[str, float]:
     Returns:
       By the names of ``open_attributes``; empty where there are no two pictures.
     """
-    number = len(readings)
-    if number < 2:
+    if len(readings) < 2:
         return {}
-    found, possible = {}, open_attributes(spec)
-    for name, values in open_values(readings, spec).items():
-        counts = [count for value, count in Counter(values).items() if value is not None]
-        even, more = divmod(number, possible[name])
-        most = _entropy([even + 1] * more + [even] * (possible[name] - more))
-        found[name] = sum(counts) / number * _entropy(counts) / most
-    return found
+    possible = open_attributes(spec)
+    return {
+        name: _evenness(values, possible[name])
+        for name, values in open_values(readings, spec).items()
+    }
+
+
+def place_variety(readings: Sequence[Scene], spec: Spec) -> float:
+    """Normalised entropy, in [0, 1], of where the one object of a caption stands.
+
+    No caption says it, so it is none of the attributes that ``diversities`` are of. The picture is
+    cut into 3 x 3 equal cells; otherwise it is reckoned as one of those with V = 9. NaN for a
+    caption of several objects, or of fewer than two pictures.
+    """
+    if len(readings) < 2 or sum(group.count for group in spec.groups) != 1:
+        return math.nan
+    found = [match(reading, spec)[0][0] for reading in readings]
+    return _evenness([_cell(item) if item else None for item in found], 9)
+
+
+def _cell(item: Object) -> str:
+    x, y = (min(max(int(3 * at / SIDE), 0), 2) for at in (item.x, item.y))
+    return f"{x} {y}"
+
+
+def _evenness(values: Sequence[str | None], possible: int) -> float:
+    """(m / K) H / H_max(K, V) of K values, of which m could be read, among V."""
+    number = len(values)
+    counts = [count for value, count in Counter(values).items() if value is not None]
+    even, more = divmod(number, possible)
+    most = _entropy([even + 1] * more + [even] * (possible - more))
+    return sum(counts) / number * _entropy(counts) / most
 
 
 def meaningful_diversity(readings: Sequence[Scene], spec: Spec) -> float:

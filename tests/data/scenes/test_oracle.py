@@ -171,6 +171,28 @@ def test_entropy_by_hand():
     assert math.isnan(oracle.meaningful_diversity(scenes("red", "red"), closed))
 
 
+def test_places_are_told_apart_in_thirds_and_of_single_things_alone():
+    spec = Spec((Group("circle"),))
+
+    def variety(*places, of=spec):
+        scenes = [
+            Scene("white", (thing("circle", "red", *place, "small"),) if place else ())
+            for place in places
+        ]
+        return oracle.place_variety(scenes, of)
+
+    assert variety((10, 10), (20, 20), (12, 18)) == 0
+    # 64 / 3 lies between 21 and 22.
+    assert variety((21, 10), (22, 10)) == pytest.approx(1)
+    assert variety((10, 10), (10, 54), (54, 10), None) == pytest.approx(
+        0.75 * math.log(3) / math.log(4)
+    )
+    assert math.isnan(variety((10, 10)))
+    two = Spec((Group("circle"), Group("square")))
+    assert math.isnan(variety((10, 10), (54, 54), of=two))
+    assert math.isnan(variety((10, 10), (54, 54), of=Spec((Group("circle", count=2),))))
+
+
 def test_diversity_is_the_mean_over_open_attributes():
     spec = Spec((Group("circle", "red"),))
     truth = [
