@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from cosdiff_jax.data import files, preprocess
 from cosdiff_jax.data import prompts as prompt_sets
@@ -187,7 +188,9 @@ class Gallery:
         with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
             # Pillow warns of large pictures and odd metadata; losses are told by name.
             warnings.simplefilter("ignore")
-            reasons = list(pool.map(attempt, names))
+            checked = pool.map(attempt, names)
+            bar = tqdm(checked, f"Checking {self._root.name}", len(names), unit=" pictures")
+            reasons = list(bar)
         return [(n, reason) for n, reason in zip(names, reasons, strict=True) if reason]
 
     def _say(self) -> str:
