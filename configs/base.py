@@ -1,8 +1,8 @@
 """The menu: every knob with its default and unit, every alternative side by side.
 
 Where there is a choice, ``name`` picks one of the entries beside it; the others keep their knobs
-and are not read. A recipe starts from ``menu()``, lays a preset over it, then its own changes;
-the command line comes last:
+and are not read. A recipe starts from ``menu()``, makes its own changes and lays a preset over
+them; the command line comes last:
 
     python -m cosdiff_jax.train --config=configs/fusion_div.py:tiny --config.steps=50 ...
 
@@ -63,6 +63,9 @@ def data() -> dict:
         context=40,  # T: tokens a caption is padded to
         threads=2,  # reading threads per host
         encoded=False,  # encode every picture once with the VAE and train on the kept latents
+        # instead of the pictures what the starting weights draw of their captions, and the noise
+        # it is drawn from; steps: of the drawing, 0: none; guidance: learnt with what it draws
+        reflow=dict(steps=0, guidance=5.0, folder="datasets/reflow"),
         scenes=dict(
             folder="datasets/scenes",
             train=2000,  # prompts rendered for training
@@ -360,7 +363,7 @@ def sample() -> dict:
     guided["composed"]["weaker"] = weaker()
     return dict(
         every=100,  # steps between two grids
-        measure=0,  # steps between two measurements on the way; 0: only before and after
+        measure=0,  # steps between measurements on the way; 0: only before and after; -1: epochs
         prompts=32,  # held-out prompts measured at the first and last step
         shown=8,  # of these, how many are rows of the grids
         num=8,  # K: samples of each

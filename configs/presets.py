@@ -61,7 +61,8 @@ def tiny(config: Any) -> None:
     config.backbone.fuse_dit.update(width=32, depth=2, heads=2, kv_heads=2, head_size=16, mlp=32)
     config.backbone.fuse_dit.attention.deep_cross.text_layers = ()  # of two layers
     flow = config.objective.flow_matching
-    flow.anchor = 0.0  # there is no base model of this size to stay close to
+    # There is no base model of this size, to stay close to or to draw with.
+    flow.anchor, config.data.reflow.steps = 0.0, 0
     flow.prediction.rollout.update(steps=2, gradient_steps=1)
     flow.diversity.cosine.schedule.linear.update(warmup=0, ramp=2)
     config.optimizer.warmup = 0
@@ -94,6 +95,7 @@ def fusion_2b(config: Any) -> None:
         remat=True,
         dtype="bfloat16",
     )
+    config.data.reflow.steps = 0  # nothing of this size is there to draw with
     config.backbone.name = "fuse_dit"
     config.backbone.fuse_dit.update(
         width=2304,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cosdiff_jax import weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.report import record
@@ -32,7 +33,8 @@ _LEAST = {
     **dict.fromkeys(("steps", "log_every", "checkpoint.every", "checkpoint.keep"), 1),
     **dict.fromkeys(("data.prompts", "data.samples", "data.context", "sample.every"), 1),
     **dict.fromkeys(("optimizer.accumulate", "optimizer.ema.every"), 1),
-    **dict.fromkeys(("data.threads", "sample.measure"), 0),
+    **dict.fromkeys(("data.threads", "data.reflow.steps"), 0),
+    "sample.measure": -1,
     **dict.fromkeys((f"optimizer.{name}" for name in ("rate", "warmup", "floor", "clip")), 0),
 }
 _DRAWN = tuple(f"sample.{name}" for name in ("prompts", "shown", "num", "steps", "rows"))
@@ -54,6 +56,10 @@ def recipe(config: Any) -> None:
             "one prompt and needs at least 2; raise data.samples or set "
             "objective.flow_matching.diversity.name=none"
         )
+    if config.data.reflow.steps:
+        _reflow(config)
+    if flow and config.backbone.name == "asset":
+        _trained_likewise(config)
     if diversity:
         _controller(config.objective.flow_matching.diversity.cosine)
     aligned = config.objective.flow_matching.alignment
@@ -95,6 +101,58 @@ def _numbers(config: Any, least: Mapping[str, int]) -> None:
     for axis, size in config.mesh.items():
         if size < 1 and size != -1:
             raise ValueError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
+
+
+def _reflow(config: Any) -> None:
+    """Refuse to train on what nothing can draw.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    if config.objective.name != "flow_matching":
+        raise ValueError(f"data.reflow.steps: objective.name={config.objective.name} draws nothing")
+    path = config.objective.flow_matching.trajectory.name
+    if path != "rectified_flow":
+        raise ValueError(
+            "data.reflow.steps straightens a rectified flow: set "
+            f"objective.flow_matching.trajectory.name=rectified_flow, not {path}"
+        )
+    if config.backbone.name != "asset":
+        raise ValueError(
+            "data.reflow.steps draws with the weights that the run starts from: set "
+            "backbone.name=asset and backbone.asset.path"
+        )
+    if config.data.encoded:
+        raise ValueError("data.reflow.steps takes the place of the pictures: data.encoded=False")
+    if config.data.name == "folder" and config.data.folder.longest != 1:
+        raise ValueError("data.reflow.steps draws squares alone: set data.folder.longest=1.0")
+    diversity = config.objective.flow_matching.diversity
+    if diversity.name == "cosine" and diversity.cosine.target.name == "real":
+        raise ValueError(
+            "data.reflow.steps takes the place of the real pictures, which the target is of: set "
+            "objective.flow_matching.diversity.cosine.target.name=fixed"
+        )
+
+
+def _trained_likewise(config: Any) -> None:
+    """Refuse to go on from weights whose output meant something else.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    recipe = weights.folder(config.backbone.asset.path) / "recipe.json"
+    if not recipe.is_file():
+        return
+    theirs = json.loads(recipe.read_text())["objective"]["flow_matching"]
+    ours = config.objective.flow_matching
+    for part, usual in (("trajectory", "rectified_flow"), ("parameterization", "velocity")):
+        before = theirs.get(part, {"name": usual})["name"]
+        if ours[part].name != before:
+            raise ValueError(
+                f"objective.flow_matching.{part}.name={ours[part].name}, but "
+                f"{config.backbone.asset.path} was trained with {before}: set that, or another "
+                "backbone.name"
+            )
 
 
 def _controller(knobs: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from cosdiff_jax import build, checks, latents, modules, optimizer, tables, weights
+from cosdiff_jax import build, checks, latents, modules, optimizer, reflow, tables, weights
 from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.judge import Drawn, HeldOut, InClip, Judge, Measure
@@ -30,6 +31,7 @@ class Job:
       rule, rate, ema: the optimizer's parts.
       stream: ``(shard, shards) -> iterator`` over the training data.
       prompts: how many prompts it has.
+      epoch: steps in which every group is seen once; what is left over fills no batch.
       judge: pictures and numbers of a set of weights.
       tokenizer: of the captions.
       entry: menu entry of the trained network.
@@ -43,6 +45,7 @@ class Job:
     ema: optimizer.Ema
     stream: Callable[[int, int], grain.DatasetIterator]
     prompts: int
+    epoch: int
     judge: Judge
     tokenizer: Tokenizer
     entry: tables.Entry
@@ -64,9 +67,13 @@ def prepare(config: Any) -> Job:
         checks.captions(words, config.data.context, getattr(data, "captions", ()))
     frozen = modules.frozen(config, needs)
     checks.shapes(config, objective, frozen, data)
-    checks.target(objective, data)
+    if not config.data.reflow.steps:
+        checks.target(objective, data)
     if config.data.encoded:
         data = _encoded(config, frozen.get("vae"))
+    params = modules.parameters(config[role])
+    if config.data.reflow.steps:
+        data = _drawn_pairs(config, data, words, params, frozen)
     knobs = config.optimizer
 
     def stream(shard: int, shards: int) -> grain.DatasetIterator:
@@ -85,7 +92,7 @@ def prepare(config: Any) -> Job:
     return Job(
         objective=objective,
         frozen=frozen,
-        params=modules.parameters(config[role]),
+        params=params,
         rule=tables.make(tables.OPTIMIZERS, knobs),
         rate=optimizer.schedule(
             knobs.rate,
@@ -97,6 +104,7 @@ def prepare(config: Any) -> Job:
         ema=optimizer.Ema(**knobs.ema),
         stream=stream,
         prompts=groups.count_prompts(data),
+        epoch=max(len(data) // config.data.prompts, 1),
         judge=_judge(config, objective, encode, frozen),
         tokenizer=words,
         entry=modules.resolve(config[role]),
@@ -120,6 +128,40 @@ def _encoded(config: Any, vae: Params | None) -> groups.Source:
         return groups.Replaced(build.source(config.data, "train"), pictures)
     captions = tuple(data[index]["caption"] for index in range(len(data)))
     return groups.WithLatents(captions, kept, config.data.samples)
+
+
+def _drawn_pairs(
+    config: Any, data: groups.Source, words: Tokenizer, params: Params | None, frozen: Frozen
+) -> groups.Source:
+    """The training captions with what the starting weights draw of them, and from which noise."""
+    captions = getattr(data, "captions", None)  # of a folder each once
+    if captions is None:
+        captions = tuple(data[index]["caption"] for index in range(len(data)))
+    drawing = config.copy_and_resolve_references()
+    # Plain Euler steps of the model's own field, whatever else the run draws its grids with.
+    drawing.sample.update(
+        steps=config.data.reflow.steps,
+        matmul_precision=config.matmul_precision,
+        unguided=0,
+        solver={"name": "euler"},
+        grid={"name": "uniform"},
+        guidance={"name": "classifier_free"},
+        **{part: {"name": "none"} for part in ("descent", "condition", "repulsion", "view")},
+        noise={"name": "independent"},
+    )
+    drawing.sample.guidance.classifier_free.update(
+        scale=config.data.reflow.guidance, interval=(0.0, 1.0), start=True
+    )
+    kept = reflow.pairs(
+        build.sampler(drawing, build.picture_shape(config.data)),
+        params,
+        frozen,
+        *words.encode(captions, config.data.context),
+        config.data.reflow.folder,
+        samples=config.data.samples,
+        seed=config.seed,
+    )
+    return groups.Drawn(captions, kept)
 
 
 def _judge(config: Any, objective: Any, encode: groups.Encode, frozen: Frozen) -> Judge:
@@ -213,13 +255,16 @@ def export(
     (folder / "tokenizer.json").write_text(job.tokenizer.fast.backend_tokenizer.to_str())
     (folder / "recipe.json").write_text(config.to_json_best_effort(indent=1) + "\n")
     data = {key: value for key, value in config.data[config.data.name].items() if key != "path"}
+    drawn = f", drawn by the starting weights: `{config.data.reflow.to_json()}`"
     card.write(
         folder,
         name=f"{config.data.name}, {config.objective.name}",
         what=f"A `{entry['name']}`: `{json.dumps(knobs)}`.",
         data=f"{config.data.name} `{json.dumps(data)}`, {config.data.prompts} prompts x "
-        f"{config.data.samples} samples a step",
-        command=f"python -m cosdiff_jax.train --config={config.recipe} --workdir=WORKDIR",
+        f"{config.data.samples} samples a step{drawn if config.data.reflow.steps else ''}",
+        command=shlex.join(
+            ["python", "-m", "cosdiff_jax.train", f"--config={config.recipe}", "--workdir=WORKDIR"]
+        ),
         steps=config.steps,
         seed=config.seed,
         seconds=seconds,

@@ -292,6 +292,23 @@ class Sampler:
         """The same sampler with other scales of guidance, those that ``apart`` says."""
         return dataclasses.replace(self, guidance=composed.scaled(self.guidance, scales))
 
+    def latents(
+        self,
+        params: Params,
+        frozen: Frozen,
+        text: TextStream,
+        empty: TextStream,
+        start: Float[Array, "P K h w c"],
+        keys: Key[Array, "P K"],
+    ) -> Float[Array, "P K h w c"]:
+        """What the flow makes of the starting points, before anything is decoded."""
+        flat = keys.reshape(-1)
+        z: Any = constrain(start.reshape(-1, *self.shape))
+        z = self.descended(params, frozen, text, empty, z, flat)
+        velocity = self.velocity(params, frozen, text, empty, flat)
+        z = self.solver(velocity, z, self.steps, key=_solvers(flat))
+        return z.reshape(start.shape)
+
     def _run(
         self,
         params: Params,
@@ -301,12 +318,8 @@ class Sampler:
         start: Float[Array, "P K h w c"],
         keys: Key[Array, "P K"],
     ) -> Float[Array, "P K X Y C"]:
-        keys = keys.reshape(-1)
-        z: Any = constrain(start.reshape(-1, *self.shape))
-        z = self.descended(params, frozen, text, empty, z, keys)
-        velocity = self.velocity(params, frozen, text, empty, keys)
-        z = self.solver(velocity, z, self.steps, key=_solvers(keys))
-        images = self.pictures(frozen, z)
+        z = self.latents(params, frozen, text, empty, start, keys)
+        images = self.pictures(frozen, z.reshape(-1, *self.shape))
         return images.reshape(*start.shape[:2], *images.shape[1:])
 
 

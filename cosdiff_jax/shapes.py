@@ -40,6 +40,7 @@ class Batch:
     ``images`` may be absent. Language-model training has neither. ``prompt`` numbers the training
     prompts, for what is remembered of each. ``distinct``, from a source that fills short groups
     up, marks the pictures that repeat no other of their group; without it all are different.
+    ``noise`` is what the latents were drawn from, where a model drew them.
     """
 
     tokens: Int[Array, "P T"]
@@ -48,6 +49,7 @@ class Batch:
     latents: Float[Array, "B h w c"] | None = None
     prompt: Int[Array, " P"] | None = None
     distinct: Bool[Array, "P K"] | None = None
+    noise: Float[Array, "B h w c"] | None = None
 
 
 @flax.struct.dataclass

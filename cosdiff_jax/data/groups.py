@@ -1,12 +1,13 @@
 """From a source of prompt groups to batches: shuffle, tokenize, stack, flatten to B = P K rows.
 
 A source is anything with ``__len__`` and ``__getitem__(i) -> {"caption": str, ...}``: a group is
-one caption with K pictures ("images", uint8 [K X Y C]) or K encoded pictures ("latents",
-[K h w c]); a text source has captions only. "prompt" numbers the prompts where several groups share
-one; otherwise a group's own number does. "distinct" (bool [K]) marks the pictures that repeat no
-other, in a source that fills short groups up. Where groups are of several shapes, ``buckets`` says
-of which each is, and every batch is of one. Grain does the rest, so that the iterator's place in
-the data is a small dictionary and a resumed run sees the batches it would have seen.
+one caption with K pictures ("images", uint8 [K X Y C]) or K encoded pictures ("latents", [K h w c],
+and "noise" where a model drew them from it); a text source has captions only. "prompt" numbers the
+prompts where several groups share one; otherwise a group's own number does. "distinct" (bool [K])
+marks the pictures that repeat no other, in a source that fills short groups up. Where groups are of
+several shapes, ``buckets`` says of which each is, and every batch is of one. Grain does the rest,
+so that the iterator's place in the data is a small dictionary and a resumed run sees the batches it
+would have seen.
 """
 
 import dataclasses
@@ -61,8 +62,9 @@ class Encode:
         rows = {"tokens": tokens[0], "mask": mask[0], "prompt": np.int32(group["prompt"])}
         if "images" in group:
             rows["images"] = to_float(group["images"])
-        if "latents" in group:
-            rows["latents"] = np.asarray(group["latents"], np.float32)
+        for name in ("latents", "noise"):
+            if name in group:
+                rows[name] = np.asarray(group[name], np.float32)
         if "distinct" in group:
             rows["distinct"] = np.asarray(group["distinct"], bool)
         return rows
@@ -163,8 +165,9 @@ def batches(
 
 def flatten(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Join prompts and samples: [P K ...] -> [B ...] for everything on the image side."""
+    pictures = ("images", "latents", "noise")
     return {
-        name: value.reshape(-1, *value.shape[2:]) if name in ("images", "latents") else value
+        name: value.reshape(-1, *value.shape[2:]) if name in pictures else value
         for name, value in rows.items()
     }
 
@@ -238,6 +241,26 @@ class Replaced:
         group = dict(self.source[index])
         group.pop("images")
         return {**group, "latents": self.latents[index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Captions with pictures that a model drew of them.
+
+    Attributes:
+      captions: one per group.
+      pairs: of each picture the noise it was drawn from and its latents; may be a memory map.
+    """
+
+    captions: tuple[str, ...]
+    pairs: Float[np.ndarray, "groups K 2 h w c"]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        noise, latents = np.moveaxis(self.pairs[index], 1, 0)
+        return {"caption": self.captions[index], "latents": latents, "noise": noise}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,9 @@
     L_align  = mean over rows of 1 - cos(f_image, f_text), or its contrastive form
     L_anchor = mean over rows of |v_hat - v_anchor|^2
 
+Noise is independent of the data, unless the batch says which noise its pictures were drawn from
+(reflow, Liu et al. 2022).
+
 The output o is whatever the backbone is asked to predict, by default the velocity; the other
 terms see the velocity it stands for. Diversity and alignment look at features of the clean image
 the model predicts, one step from z_t or by a rollout from noise. Pairs of pictures are formed
@@ -190,7 +193,9 @@ class FlowMatching:
             t = jnp.repeat(self.times(keys["time"], prompts), self.samples)
         else:
             t = self.times(keys["time"], rows)
-        eps = jax.random.normal(keys["noise"], x0.shape, x0.dtype)
+        eps = batch.noise
+        if eps is None:
+            eps = jax.random.normal(keys["noise"], x0.shape, x0.dtype)
         z_t, _ = self.trajectory.corrupt(x0, eps, t)
         output = self._output(params, z_t, t, text)
         target = self.parameterization.target(x0, eps, z_t, t, self.trajectory)

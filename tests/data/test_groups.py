@@ -46,6 +46,15 @@ def test_encoded_pictures_take_the_place_of_their_own():
     np.testing.assert_array_equal(batch["latents"][::3, 0, 0, 0], first)
 
 
+def test_drawn_pictures_bring_the_noise_they_came_from():
+    pairs = np.random.default_rng(0).normal(size=(12, 3, 2, 2, 2, 1)).astype(np.float32)
+    source = groups.Drawn(tuple(chr(97 + index) for index in range(12)), pairs)
+    batch = next(iter(groups.batches(source, ENCODE, prompts=4, seed=0)))
+    own = pairs[batch["tokens"][:, 1] - 97]
+    np.testing.assert_array_equal(batch["noise"], own[:, :, 0].reshape(12, 2, 2, 1))
+    np.testing.assert_array_equal(batch["latents"], own[:, :, 1].reshape(12, 2, 2, 1))
+
+
 def stream(**options):
     return iter(groups.batches(Pictures(), ENCODE, **{"prompts": 4, "seed": 0, **options}))
 
