@@ -231,7 +231,7 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
         other = ground(row)
         if other == number:
             other = ground({**row, "guidance": usual})
-        if other is None or other == number:
+        if other is None or other == number or _seen_otherwise(row, rows[other]):
             found.append({})
             continue
         change: dict[str, Any] = {"against": f"base, guidance {rows[other]['guidance']:g}"}
@@ -248,6 +248,11 @@ def _changes(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[
 def _alike(row: Mapping[str, Any]) -> tuple[Any, ...]:
     names = ("seed", "guidance", "num", "prompts", "ema")
     return tuple(row.get(name) for name in names)
+
+
+def _seen_otherwise(*rows: Mapping[str, Any]) -> bool:
+    """Whether the rows name several networks' features; old rows name none."""
+    return len({row["features"] for row in rows if row.get("features")}) > 1
 
 
 def _prompts(drawing: Path) -> dict[str, dict[str, float]]:
@@ -273,7 +278,7 @@ def _keep(row: Path, point: Mapping[str, Any], found: Mapping[str, Any]) -> None
 
 
 _PARTS = {"mean": "", "low": "_low", "high": "_high"}
-_FACTS = ("date", "processor", "accelerator", "devices", "memory", "system", "versions")
+_FACTS = ("features", "date", "processor", "accelerator", "devices", "memory", "system", "versions")
 
 
 def _typed(command: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from configs import fusion_base, fusion_div, fusion_div_long
 from configs.study import comparison, diversity, strengths
 from cosdiff_jax import diverse, study, trained
 from cosdiff_jax.report import facts as facts_lib
-from cosdiff_jax.report import setting
+from cosdiff_jax.report import setting, study_figures
 from cosdiff_jax.report import study as report
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,8 @@ class Commands:
             place = Path(options["out"])
             place.mkdir(parents=True, exist_ok=True)
             own = {"all": {"mean": float(options["guidance"]), "low": 0.0, "high": 9.0}}
-            facts = {"date": "today", "processor": "a fast one", "versions": {"jax": "1", "b": "2"}}
+            facts = {"date": "today", "processor": "a fast one", "features": "scenes_clip 1"}
+            facts |= {"versions": {"jax": "1", "b": "2"}, "pictures": {"m": 8}}
             found = {
                 "facts": facts,
                 "columns": {"m": own, "true": {"all": {"mean": 1.0}}},
@@ -275,6 +276,7 @@ def test_a_row_says_how_and_where_it_was_computed(tmp_path, monkeypatch):
             "a fast one",
             "jax 1, b 2",
         )
+        assert row["features"] == "scenes_clip 1" and "pictures" not in row
         assert str(tmp_path) not in row["command"] and sys.executable not in row["command"]
 
 
@@ -327,7 +329,7 @@ def test_a_figure_names_what_is_not_usual(tmp_path):
     rows = [{**row, **plain} for row in rows_of([1.0], seeds=1)]
     rows += [{**rows[0], "method": "cads"}, {**rows[0], "guidance": 1.0}]
     rows += [{**rows[0], "training": "trained", "method": "cads"}]
-    names = report._short(setting.settings(rows))
+    names = study_figures._short(setting.settings(rows))
     assert names == ["base, s=1", "base", "cads", "trained + cads"]
 
 
@@ -413,13 +415,13 @@ def test_what_has_no_truth_to_aim_at_is_on_no_front(tmp_path):
     for row in rows:
         if row["weight"] == 1:
             row |= {"true_meaningful_diversity": None, "meaningful_diversity": -9.0}
-    goals = [report._better("meaningful_diversity", each) for each in setting.settings(rows)]
+    goals = [study_figures._better("meaningful_diversity", each) for each in setting.settings(rows)]
     assert [np.isnan(goal) for goal in goals] == [False, False, True]
-    report._trade(tmp_path, setting.settings(rows), "all", "meaningful_diversity")
+    study_figures.trade(tmp_path, setting.settings(rows), "all", "meaningful_diversity")
     front = [row["front"] for row in read(tmp_path / "meaningful_diversity_against_all.csv")]
     assert front[2] == "" and "True" in front[:2]
     bare = [{k: v for k, v in row.items() if not k.startswith("true_")} for row in rows]
-    figure, volume = report._trade(tmp_path, setting.settings(bare), "all", "mean_cosine")
+    figure, volume = study_figures.trade(tmp_path, setting.settings(bare), "all", "mean_cosine")
     assert figure is not None and np.isnan(volume)
     assert {row["front"] for row in read(tmp_path / "mean_cosine_against_all.csv")} == {""}
 
@@ -457,7 +459,10 @@ def test_curves_are_over_what_a_training_was_told():
     found = setting.settings([*weights, *samples, base, *others, *layers])
 
     def over(knob, found=found):
-        return {n: [e.said[knob] for e in group] for n, group in report._lines(found, knob).items()}
+        return {
+            n: [e.said[knob] for e in group]
+            for n, group in study_figures._lines(found, knob).items()
+        }
 
     assert over("weight") == {"diversity, s=5, K=8": [0.3, 1.0, 0.0]}
     assert over("samples") == {"diversity 1, s=5, K=8": [2, 4, 16]}
@@ -467,7 +472,10 @@ def test_curves_are_over_what_a_training_was_told():
     alone = row(weight=0.0, flags="end=0.0 off")
     found = setting.settings([*weights, alone, base])
     assert over("weight", found) == {"diversity, s=5, K=8": [0.0, 0.3, 1.0]}
-    assert report._lines(found, "weight")["diversity, s=5, K=8"][0].said["training"] == "diversity"
+    assert (
+        study_figures._lines(found, "weight")["diversity, s=5, K=8"][0].said["training"]
+        == "diversity"
+    )
     twice = setting.settings([*weights, alone, row(weight=0.3, flags="end=0.4 off")])
     assert over("weight", twice) == {}
 
@@ -496,7 +504,7 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
             (folder / "rows-00000-of-00001.jsonl").write_text(lines)
             (folder / "survey.json").write_text(json.dumps({"shards": 1, "prompts": 30}))
 
-    base = {"training": "base", "weight": 0.0}
+    base = {"training": "base", "weight": 0.0, "features": "clip 1"}
     drawn("a", 0.1, steps=25)
     drawn("b", 0.0, steps=25, **base)
     drawn("c", 0.3, guidance=2.5, **base)
@@ -506,12 +514,14 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
     drawn("f", 0.2, steps=25, seed=1)  # the base was not drawn with this one
     drawn("h", 0.4, steps=25, sample="repulsion.name=svgd", **base)
     drawn("g", 0.2, steps=25)
+    drawn("i", 0.1, steps=25, features="clip 1")
+    drawn("j", 0.1, steps=25, features="clip 2")
     (tmp_path / "drawings" / "g").rename(tmp_path / "elsewhere")
     study.gather(tmp_path)
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     found = {
         name: (row["against"], row["all_change"])
-        for name, row in zip("abcdefgh", rows, strict=True)
+        for name, row in zip("abcdefghij", rows, strict=True)
     }
     assert found == {
         "a": ("base, guidance 5", pytest.approx(0.1)),
@@ -522,6 +532,8 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
         "f": (None, None),
         "g": ("base, guidance 5", None),
         "h": ("base, guidance 5", pytest.approx(0.4)),
+        "i": ("base, guidance 5", pytest.approx(0.1)),
+        "j": (None, None),  # another network has seen it
     }
     # What makes a prompt hard for both cancels; what does not, shows.
     assert rows[0]["all_change_low"] == pytest.approx(rows[0]["all_change_high"])
@@ -529,7 +541,8 @@ def test_rows_are_held_to_the_base_prompt_by_prompt(tmp_path):
         rows[0]["mean_cosine_change_low"] < 0.1 * hard.mean() < rows[0]["mean_cosine_change_high"]
     )
     assert not any(name.startswith("seconds_change") for name in rows[0])
-    report.write(tmp_path / "report", [{**row, "all": 0.5, "mean_cosine": 0.8} for row in rows])
+    rows = [{**row, "all": 0.5, "mean_cosine": 0.8} for row in rows[:8]]
+    report.write(tmp_path / "report", rows)
     page = (tmp_path / "report" / "report.html").read_text()
     part = page[page.index("Against the base") :]
     assert part.count("base, guidance 5<") == 4 and part.count("base, guidance 2.5<") == 1

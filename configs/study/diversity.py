@@ -8,7 +8,9 @@ pictures): over lambda, the weight of the diversity term, from 0, and at the rec
 over K, the pictures of a prompt, with as many fewer prompts. All read the same pictures, 16 of each
 prompt. Six small models from scratch (``configs/fusion_base.py``, 1,000 steps) tell how
 the caption is best read: deep and shallow fusion by self- and by cross-attention, and deep fusion
-that reads the upper 4 or 2 of the language model's 6 layers. Every training is drawn from in every
+that reads the upper 4 or 2 of the language model's 6 layers. These six are trained without any
+term, so that only fine-tunings of the embedded base make groups with losses: a term needs a model
+that draws already, and these have 1,000 steps from nothing. Every training is drawn from in every
 way of ``draws``, for every seed.
 
 On two CPU cores a training should take about seven minutes and a drawing of 64 prompts about five.

@@ -1,38 +1,10 @@
-import html.parser
-import re
-
 import numpy as np
 import pytest
 
 from cosdiff_jax.report import facts, page
 
-VOID = {"meta", "img", "circle", "path", "br"}
 
-
-class Checker(html.parser.HTMLParser):
-    """Counts tags and insists that they nest."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.count, self.attributes = [], {}, []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.count[tag] = self.count.get(tag, 0) + 1
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.count[tag] = self.count.get(tag, 0) + 1
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def test_the_page_is_one_file_that_needs_nothing(tmp_path):
+def test_the_page_is_one_file_that_needs_nothing(tmp_path, checked):
     random = np.random.default_rng(0)
     shape = (3, 4, 16, 16, 1)
     before = random.uniform(-1, 1, shape).astype(np.float32)
@@ -52,25 +24,18 @@ def test_the_page_is_one_file_that_needs_nothing(tmp_path):
     )
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]
     text = (tmp_path / "new" / "report.html").read_text("utf-8")
-    checker = Checker(text)
-    assert checker.count["img"] == 3 * (4 + 4 + 5)
-    assert checker.count["figure"] == 2
-    assert "script" not in checker.count
-    assert "link" not in checker.count
-    addresses = [value for name, value in checker.attributes if name in ("src", "href")]
-    assert all(value.startswith("data:image/") for value in addresses)
-    assert not re.search(r"https?://|@import|url\(", text)
+    found = checked(tmp_path / "new" / "report.html")
+    assert found.count["img"] == 3 * (4 + 4 + 5)
+    assert found.count["figure"] == 2
     assert "a &lt;b&gt;bold" in text
     assert "<b>bold" not in text
     assert 'lang="ko">' in text
     assert 'lang="zh">' in text
     assert "n/a" in text
     assert "7 min 13 s" in text
-    assert "prefers-color-scheme:dark" in text.replace(" ", "")
-    assert 'name="viewport"' in text
 
 
-def test_a_run_without_pictures_has_a_page_too(tmp_path):
+def test_a_run_without_pictures_has_a_page_too(tmp_path, checked):
     nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
     rows = page.table({"loss": 3.0, "colour": 0.5, "strange": 1.0}, {"loss": 2.0}, {})
     page.write(
@@ -82,7 +47,7 @@ def test_a_run_without_pictures_has_a_page_too(tmp_path):
         rows=rows,
     )
     text = (tmp_path / "report.html").read_text("utf-8")
-    Checker(text)
+    checked(tmp_path / "report.html")
     assert "In pictures" not in text
     assert "Better after training: loss 3.000 → 2.000." in text
     assert "<details><summary>In detail (2 more)" in text
