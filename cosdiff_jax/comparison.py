@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cosdiff_jax import estimates, falling
+from cosdiff_jax.metrics import manifold
 from cosdiff_jax.neighbours import Neighbours
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import figures, side_by_side
@@ -22,6 +23,11 @@ from cosdiff_jax.survey import Surveyed
 
 # What tells a good picture from a bad one, the first that there is.
 _RANKED = ("all", "classifier_accuracy", "clip_score")
+# What is measured in the eye's features, of all pictures at once and prompt by prompt; the same
+# names with a view's behind them are not.
+_SETS = ("frechet", "frechet_infinity", "mmd", "mmd_unbiased", *manifold.NAMES)
+_VENDI = ("vendi", "vendi_q0.5", "vendi_q2", "vendi_qinf")
+_SEEN = (*_SETS, "mean_cosine", "top_cosine", *_VENDI, "clip_score", "nearest_training")
 # Prompts whose pictures stand on the page, and how many of the worst and best.
 SHOWN, EXTREMES = 8, 3
 TRADES = (
@@ -60,6 +66,8 @@ def write(
     page: bool = True,
 ) -> dict[str, Any]:
     """``metrics.json``, ``report.html``, tables (CSV) and ``figures/`` (PNG, SVG, CSV) in a folder.
+
+    The page's pictures are in ``figures/`` too, a PNG a heading, listed in ``galleries.csv``.
 
     Args:
       out: the folder.
@@ -109,11 +117,14 @@ def write(
     (out / "metrics.json").write_text(kept + "\n")
     with open(out / "metrics.csv", "w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["measure", "column", "mean", "low", "high"])
+        lines.writerow(["measure", "column", "mean", "low", "high", "features", "n"])
         for name in _names(found):
             for column, table in found.items():
                 if name in table:
-                    lines.writerow([name, column, *map(table[name].get, ("mean", "low", "high"))])
+                    cell = map(table[name].get, ("mean", "low", "high"))
+                    seen = eye if name in _SEEN else None
+                    n = about["pictures"][column] if eye and name in _SETS else None
+                    lines.writerow([name, column, *cell, seen, n])
     with open(out / "differences.csv", "w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["measure", "column", "against", "difference", "low", "high"])
@@ -128,6 +139,7 @@ def write(
     galleries = _galleries(columns)
     if training is not None:
         galleries |= _copies(columns[0], training, nearest[columns[0].name])
+    side_by_side.sheets(out / "figures", galleries)
     drawn = [figures.trade(out / "figures", found, x, y) for x, y in TRADES]
     drawn.append(falling.draw(out / "figures", curves, eye))
     drawn.append(figures.bars(out / "figures", found))
@@ -140,6 +152,7 @@ def write(
         categories=result["categories"],
         same=same,
         notes=result["notes"],
+        told={name: _told(name, result) for name in _names(found)},
         galleries=galleries,
         figures=[figure for figure in drawn if figure is not None],
         facts=about,
@@ -212,15 +225,18 @@ def _copies(
     for index, images in zip(order, column.pictures([int(i) for i in order]), strict=True):
         near = training.pictures(nearest[index][1])
         groups = {column.name: images, "nearest training picture of each": near}
-        caption = column.surveyed.rows[index]["caption"]
-        galleries.append(side_by_side.Gallery(caption=caption, groups=groups))
+        row = column.surveyed.rows[index]
+        galleries.append(
+            side_by_side.Gallery(key=row["key"], caption=row["caption"], groups=groups)
+        )
     return {f"Nearest to training pictures ({len(training.f):,} of them)": galleries}
 
 
 def text(result: Mapping[str, Any]) -> str:
     """The numbers in columns, for a terminal."""
     found = result["columns"]
-    labels = {name: f"{name}{_told(name, result)}" for name in _names(found)}
+    told = {name: _told(name, result, brief=True) for name in _names(found)}
+    labels = {name: f"{name} ({said})" if said else name for name, said in told.items()}
     width = max(map(len, labels.values()), default=0)
     each = max(16, *(len(name) for name in found)) if found else 16
     lines = [" " * width + "".join(f"  {name:>{each}}" for name in found)]
@@ -264,18 +280,29 @@ def _clear(result: Mapping[str, Any]) -> list[str]:
     return ["", head, *lines] if lines else []
 
 
-def _told(name: str, result: Mapping[str, Any]) -> str:
-    """What a number is nothing without: the network and how many pictures, the share of pairs."""
-    facts, each = result["facts"], [result["facts"]["pictures"][x] for x in result["columns"]]
-    if name in ("frechet", "mmd", "mmd_unbiased"):
+def _told(name: str, result: Mapping[str, Any], *, brief: bool = False) -> str:
+    """What a number is nothing without: the features and how many pictures, the share of pairs.
+
+    Args:
+      name: the measure.
+      result: what ``write`` returns.
+      brief: to name the features of sets and of ``clip_score`` alone, for a narrow row.
+    """
+    facts, said = result["facts"], []
+    eye = facts["features"] if name in _SEEN else None
+    if eye and (not brief or name in (*_SETS, "clip_score")):
+        said.append(eye)
+    if eye and name in _SETS:
+        there = [column for column, table in result["columns"].items() if name in table]
+        each = [facts["pictures"][column] for column in there]
         several = "" if min(each) == max(each) else f" to {max(each):,}"
-        return f" ({facts['features']}, n = {min(each):,}{several})"
-    said = {
-        "frechet_infinity": facts["features"],
-        "top_cosine": f"{facts['top_percent']:g} %" if "top_percent" in facts else "",
-        "peak_mib": facts.get("peak_memory", ""),
-    }.get(name)
-    return f" ({said})" if said else ""
+        start = "from " if name == "frechet_infinity" else ""
+        said.append(f"{start}n = {min(each):,}{several}")
+    if name == "top_cosine" and "top_percent" in facts:
+        said.append(f"{facts['top_percent']:g} %")
+    if name == "peak_mib" and "peak_memory" in facts:
+        said.append(facts["peak_memory"])
+    return ", ".join(said)
 
 
 def _cell(value: Mapping[str, float] | None) -> str:
@@ -323,6 +350,7 @@ def _galleries(columns: Sequence[Column]) -> dict[str, list[side_by_side.Gallery
     return {
         heading: [
             side_by_side.Gallery(
+                key=key[0],
                 caption=first.rows[places[0][key]]["caption"],
                 groups={column.name: of[key] for column, of in zip(columns, images, strict=True)},
             )

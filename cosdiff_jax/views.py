@@ -30,10 +30,11 @@ NAMES = ("latent", "latent_clip", "vgg")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """Mean and top-k cosine of a prompt's pictures in one feature.
+    """Mean and top-k cosine of a prompt's pictures in one feature, and their Vendi score.
 
     Attributes:
-      name: of the feature; the numbers are ``mean_cosine_NAME`` and ``top_cosine_NAME``.
+      name: of the feature; the numbers are ``mean_cosine_NAME``, ``top_cosine_NAME`` and
+        ``vendi_NAME``.
       feature: what is compared.
       frozen: weights of what it looks through.
       vae: encodes the pictures for a feature of latents; None for one of pictures.
@@ -56,7 +57,7 @@ class View:
     def __call__(
         self, images: UInt8[np.ndarray, "K X Y C"], group: Mapping[str, Any]
     ) -> dict[str, float]:
-        """The two numbers; nothing of a single picture."""
+        """The three numbers; nothing of a single picture."""
         del group
         if images.shape[-1] != 3:
             raise ValueError(f"--view={self.name} sees colours, and these pictures have none")
@@ -64,7 +65,7 @@ class View:
             return {}
         f = self._see(self.frozen, to_float(images))
         found = cosine.result(cosine.update(cosine.init(), f[None], self.top_percent))
-        return {f"{name}_{self.name}": found[name] for name in ("mean_cosine", "top_cosine")}
+        return {f"{name}_{self.name}": found[name] for name in found}
 
     @functools.cached_property
     def _see(self) -> Callable[..., Float[jax.Array, "K F"]]:
@@ -84,7 +85,8 @@ def load(said: Sequence[str], vgg: str | None, side: int, top_percent: float) ->
       said: names, with =FOLDER where the networks are not the embedded ones: of ``latent`` an
         autoencoder's weights, of ``latent_clip`` a CLIP's of latents, whose recipe names its own.
       vgg: folder of VGG16, as for ``perceptual.load``.
-      side: as for ``View``.
+      side: of the pictures, as the eye sees them; ``latent`` takes the nearest that divides into
+        latents, ``latent_clip`` what its CLIP was trained on.
       top_percent: as for ``View``.
 
     Raises:
@@ -102,6 +104,7 @@ def load(said: Sequence[str], vgg: str | None, side: int, top_percent: float) ->
         frozen: Frozen = {}
         feature: Feature = LatentFeature()
         vae: Any = None
+        fits = side
         if name == "vgg":
             if vgg is None:
                 raise ValueError("--view=vgg looks through VGG16: name its folder with --vgg")
@@ -116,20 +119,26 @@ def load(said: Sequence[str], vgg: str | None, side: int, top_percent: float) ->
                     f"--view={each}: {source} reads {clip.channels} channels, and latents have "
                     f"{vae.latent}"
                 )
-            feature = LatentClipFeature(clip=clip)
+            feature, fits = LatentClipFeature(clip=clip), clip.size * _factor(vae)
         else:
             vae, frozen["vae"], _ = networks.network("vae", folder or networks.ASSETS["vae"])
+            fits = side - side % _factor(vae)
         views.append(
             View(
                 name=name,
                 feature=feature,
                 frozen=frozen,
                 vae=vae,
-                side=side,
+                side=fits,
                 top_percent=top_percent,
             )
         )
     return views
+
+
+def _factor(vae: Any) -> int:
+    """How many pixels a latent is wide."""
+    return vae.patch * 2 ** (len(vae.widths) - 1)
 
 
 def _encoder(source: str) -> str:

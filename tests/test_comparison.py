@@ -1,14 +1,18 @@
 """Surveys side by side: what is compared with what, what is told of it, and what is not."""
 
 import csv
+import html
 import json
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cosdiff_jax import comparison
-from cosdiff_jax.metrics import frechet
+from cosdiff_jax.metrics import frechet, manifold
+from cosdiff_jax.neighbours import Neighbours
+from cosdiff_jax.report.measures import ROWS
 from cosdiff_jax.survey import Surveyed
 
 
@@ -31,19 +35,109 @@ def compared(out, columns, **more):
     return comparison.write(out, made, **more)
 
 
-def test_a_frechet_distance_is_told_with_its_network_and_number(tmp_path):
-    columns = {"many": surveyed(40, 0), "few": surveyed(6, 1)}
+SETS = ("frechet", "frechet_infinity", "mmd", "mmd_unbiased", *manifold.NAMES)
+VENDI = ("vendi", "vendi_q0.5", "vendi_q2", "vendi_qinf")
+PROMPTS = ("mean_cosine", "top_cosine", *VENDI, "clip_score", "nearest_training")
+# Of other networks, or of none.
+OTHERS = ("mean_cosine_vgg", "top_cosine_latent", "vendi_vgg", "lpips_mean", "all", "seconds")
+
+
+def of_all(number, seed):
+    names = [name for name in (*PROMPTS, *OTHERS) if name != "nearest_training"]
+    return surveyed(number, seed, **{name: np.linspace(0, 1, number) for name in names})
+
+
+def learnt(seed):
+    """Training pictures: 5 groups of one."""
+    f = np.random.default_rng(seed).normal(size=(5, 4)).astype(np.float32)
+    source = [{"images": np.full((1, 8, 8, 3), 40 * n, np.uint8)} for n in range(5)]
+    place = np.stack([np.arange(5), np.zeros(5, int)], axis=1)
+    return Neighbours(source=source, f=f, place=place)
+
+
+def small_print(page):
+    """Measure -> what stands below its title, of the tables of all columns."""
+    rows = re.findall(r'<tr><th scope="row">(.*?) <b class="arrow">.*?<small>(.*?)</small>', page)
+    names = {html.escape(measure.title): name for name, measure in ROWS.items()}
+    return {names[title]: said for title, said in rows}
+
+
+def test_a_number_is_told_with_its_network_and_how_many_pictures(tmp_path):
+    columns = {"many": of_all(40, 0), "few": of_all(6, 1)}
     found = compared(
-        tmp_path, columns, reference=surveyed(50, 2), eye="my_clip", facts={"top_percent": 5.0}
-    )
+        tmp_path, columns, reference=surveyed(50, 2), eye="my_clip", training=learnt(3),
+        facts={"top_percent": 5.0},
+    )  # fmt: skip
     # The key stays; what is printed and the page say which and of how many.
-    assert "frechet" in found["columns"]["many"]
+    assert set(found["columns"]["many"]) == {*SETS, *PROMPTS, *OTHERS}
     assert found["facts"]["pictures"] == {"many": 80, "few": 12, "reference": 100}
-    lines = comparison.text(found).splitlines()
-    assert any(line.startswith("frechet (my_clip, n = 12 to 80) ") for line in lines)
-    assert any(line.startswith("mmd (my_clip, n = 12 to 80) ") for line in lines)
+    told = dict.fromkeys(PROMPTS, "my_clip") | dict.fromkeys(SETS, "my_clip, n = 12 to 80")
+    told |= {"top_cosine": "my_clip, 5 %", "frechet_infinity": "my_clip, from n = 80"}
+    small = small_print((tmp_path / "report.html").read_text())
+    for name, said in told.items():
+        meaning = html.escape(ROWS[name].meaning)
+        assert small[name] == (f"{meaning} ({said})" if meaning else said), name
+    for name in OTHERS:
+        assert small[name] == html.escape(ROWS[name].meaning), name
+    # A line of the terminal is narrow: there the rest goes without saying.
+    lines = [line.split("  ")[0] for line in comparison.text(found).splitlines()]
+    brief = {name: said for name, said in told.items() if name in (*SETS, "clip_score")}
+    for name in found["columns"]["many"]:
+        said = {**brief, "top_cosine": "5 %"}.get(name)
+        assert (f"{name} ({said})" if said else name) in lines
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-2:] == ["features", "n"]
+    for row in rows:
+        n = {"many": "80", "few": "12"}[row["column"]] if row["measure"] in SETS else ""
+        seen = "my_clip" if row["measure"] in told else ""
+        assert (row["features"], row["n"]) == (seen, n), row
+    assert len(rows) == sum(map(len, found["columns"].values()))
+
+
+def test_without_an_eye_no_features_are_named(tmp_path):
+    # Vectors that nobody says the name of, and a share of pairs that is told all the same.
+    columns = {"many": of_all(40, 0), "few": of_all(6, 1)}
+    facts = {"top_percent": 5.0, "peak_memory": "process"}
+    found = compared(tmp_path, columns, reference=surveyed(50, 2), facts=facts)
+    small = small_print((tmp_path / "report.html").read_text())
+    assert small.pop("top_cosine") == f"{ROWS['top_cosine'].meaning} (5 %)"
+    assert small == {name: html.escape(ROWS[name].meaning) for name in small}
+    assert {*small} >= {*SETS, "mean_cosine", "clip_score"}
+    said = comparison.text(found)
+    assert re.search(r"^frechet  ", said, re.MULTILINE) and "None" not in said and "n =" not in said
+    with open(tmp_path / "metrics.csv") as file:
+        assert {(row["features"], row["n"]) for row in csv.DictReader(file)} == {("", "")}
+
+
+def test_the_pages_pictures_are_files_too(tmp_path):
+    made = surveyed(16, 0, all=np.linspace(0, 1, 16))
+    for p, row in enumerate(made.rows):
+        row |= {"key": f"k{p}", "caption": f"prompt {p}"}
+
+    def drawn(indices):
+        return [np.full((2, 8, 8, 3), 10 * index, np.uint8) for index in indices]
+
+    columns = [comparison.Column(name=n, surveyed=made, pictures=drawn) for n in ("made", "true")]
+    comparison.write(tmp_path, columns, eye="my_clip", training=learnt(1))
+    with open(tmp_path / "figures" / "galleries.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     page = (tmp_path / "report.html").read_text()
-    assert "my_clip" in page and "many 80, few 12, reference 100" in page
+    named = re.findall(r"<h2>([^<]*)</h2>[^<]*<p[^>]*>Also as <code>figures/(.*?)</code>", page)
+    assert list(dict.fromkeys((row["heading"], row["file"]) for row in rows)) == named
+    assert [row["file"] for row in rows if row["column"] == "made"] == [
+        *["the_first_prompts.png"] * 8,
+        *["worst_of_made_by_oracle_accuracy.png"] * 3,
+        *["best_of_made_by_oracle_accuracy.png"] * 3,
+        *["nearest_to_training_pictures_5_of_them.png"] * 3,
+    ]
+    assert all(row["caption"] == f"prompt {row['key'][1:]}" for row in rows)
+    # Key, caption and pixels are of one prompt.
+    worst = [row for row in rows if row["file"].startswith("worst_of_made_")]
+    assert [row["key"] for row in worst] == ["k0", "k0", "k1", "k1", "k2", "k2"]
+    sheet = np.asarray(Image.open(tmp_path / "figures" / worst[0]["file"]))
+    grey = sheet[:, -64, 0][[64, 194, 340, 470, 616, 746]]
+    assert grey.tolist() == [0, 0, 10, 10, 20, 20]
 
 
 def test_a_frechet_distance_is_drawn_against_the_number_of_pictures(tmp_path):

@@ -28,12 +28,19 @@ def vgg(tmp_path_factory):
     return network, params, str(place)
 
 
-def pairs(f):
-    """(mean, mean of the highest half) of the cosines of all pairs, one by one."""
+def told(name, f):
+    """Mean, mean of the highest half, of the cosines of all pairs one by one; and Vendi score."""
     f = np.asarray(f, np.float64).reshape(len(f), -1)
     unit = f / np.linalg.norm(f, axis=1, keepdims=True)
     found = sorted(a @ b for a, b in itertools.combinations(unit, 2))
-    return np.mean(found), np.mean(found[-3:])
+    shares = np.linalg.eigvalsh(unit @ unit.T / len(f))
+    shares = shares[shares > 1e-12]
+    numbers = {
+        f"mean_cosine_{name}": np.mean(found),
+        f"top_cosine_{name}": np.mean(found[-3:]),
+        f"vendi_{name}": np.exp(-np.sum(shares * np.log(shares))),
+    }
+    return pytest.approx(numbers, abs=1e-4, rel=1e-3)
 
 
 def latents():
@@ -44,9 +51,8 @@ def latents():
 def test_latents_are_compared_without_their_mean_colour():
     (view,) = views.load(["latent"], None, 64, 50.0)
     z = np.asarray(latents())
-    mean, top = pairs(z - z.mean(axis=(1, 2), keepdims=True))
-    found = view(GROUP["images"], GROUP)
-    assert found == pytest.approx({"mean_cosine_latent": mean, "top_cosine_latent": top}, abs=1e-4)
+    wanted = told("latent", z - z.mean(axis=(1, 2), keepdims=True))
+    assert view(GROUP["images"], GROUP) == wanted
     assert view(GROUP["images"][:1], GROUP) == {}
     same = view(np.repeat(GROUP["images"][:1], 3, axis=0), GROUP)
     assert same["mean_cosine_latent"] == pytest.approx(1, abs=1e-5)
@@ -55,10 +61,8 @@ def test_latents_are_compared_without_their_mean_colour():
 def test_a_clip_of_latents_sees_those_of_its_own_autoencoder():
     (view,) = views.load(["latent_clip"], None, 64, 50.0)
     clip, params, _ = networks.network("latent_clip", "scenes_clip_latents")
-    mean, top = pairs(clip.apply({"params": params}, latents(), method="image"))
-    found = view(GROUP["images"], GROUP)
-    wanted = {"mean_cosine_latent_clip": mean, "top_cosine_latent_clip": top}
-    assert found == pytest.approx(wanted, abs=1e-4)
+    f = clip.apply({"params": params}, latents(), method="image")
+    assert view(GROUP["images"], GROUP) == told("latent_clip", f)
 
 
 def test_vgg_compares_place_by_place(vgg):
@@ -71,14 +75,14 @@ def test_vgg_compares_place_by_place(vgg):
         norm = np.linalg.norm(u, axis=-1, keepdims=True)
         u = np.divide(u, norm, out=np.zeros_like(u), where=norm > 0).reshape(4, -1)
         parts.append(u / np.linalg.norm(u, axis=1, keepdims=True))
-    mean, top = pairs(np.concatenate(parts, axis=1))
-    found = view(GROUP["images"], GROUP)
-    assert found == pytest.approx({"mean_cosine_vgg": mean, "top_cosine_vgg": top}, abs=1e-4)
+    assert view(GROUP["images"], GROUP) == told("vgg", np.concatenate(parts, axis=1))
 
 
 def test_every_view_has_its_rows():
     for name in views.NAMES:
-        assert {f"mean_cosine_{name}", f"top_cosine_{name}"} <= ROWS.keys()
+        assert {
+            f"{which}_{name}" for which in ("mean_cosine", "top_cosine", "vendi")
+        } <= ROWS.keys()
 
 
 def test_the_evaluation_has_them_as_rows_and_keeps_them_apart(folder, tmp_path):
@@ -107,6 +111,16 @@ def test_the_evaluation_has_them_as_rows_and_keeps_them_apart(folder, tmp_path):
 def test_what_cannot_be_seen_is_one_line(said, error):
     with pytest.raises(ValueError, match=error):
         views.load(said, None, 64, 20.0)
+
+
+def test_a_view_has_the_size_that_its_networks_read():
+    latent, clip = views.load(["latent", "latent_clip"], None, 230, 20.0)
+    assert (latent.side, clip.side) == (224, 64)
+    assert latent(GROUP["images"], {}).keys() == {
+        *("mean_cosine_latent", "top_cosine_latent", "vendi_latent"),
+    }
+    alone = views.load(["latent_clip"], None, 64, 20.0)[0](GROUP["images"], {})
+    assert clip(GROUP["images"], {}) == alone
 
 
 def test_pictures_without_colours_are_refused():

@@ -86,6 +86,10 @@ ROWS = {
         for view in ("latent", "latent_clip", "vgg")
         for which, title in (("mean", "mean"), ("top", "top-k"))
     },
+    **{
+        f"vendi_{view}": Measure(title=f"Vendi score, {view}", better="true", detail=True)
+        for view in ("latent", "latent_clip", "vgg")
+    },
     "vendi": Measure(
         title="Vendi score",
         better="true",

@@ -3,22 +3,31 @@
 No script, no network: it opens from a memory stick on a phone.
 """
 
+import csv
 import dataclasses
 import html
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageOps
 
 from cosdiff_jax.metrics.bootstrap import Interval
+from cosdiff_jax.report import grid
 from cosdiff_jax.report.figures import Figure, Found
 from cosdiff_jax.report.measures import ROWS, Measure, signed
 from cosdiff_jax.report.page import facts_list, img, language, write_page
 
 # Pictures of a prompt that stand on the page.
 MOST = 8
+# Pixels between the prompts of a sheet.
+_GAP = 16
+# Letters of a file's name, for a heading may hold the name of a folder.
+_LONGEST = 100
 _LANGUAGES = {"en": "English", "zh": "Chinese", "ko": "Korean"}
 _LETTERS = (
     "Told by the letters of the prompt: Korean where there is Hangul, Chinese where there are Han "
@@ -34,10 +43,12 @@ class Gallery:
     Attributes:
       caption: the prompt.
       groups: column -> its pictures.
+      key: of the prompt, where it has one.
     """
 
     caption: str
     groups: Mapping[str, UInt8[np.ndarray, "_K _X _Y _C"]]
+    key: str = ""
 
 
 Apart = Callable[[str, str, str], Interval | None]
@@ -54,6 +65,7 @@ def write(
     categories: Mapping[str, Found] | None = None,
     same: bool = True,
     notes: Sequence[str] = (),
+    told: Mapping[str, str] | None = None,
     galleries: Mapping[str, Sequence[Gallery]],
     figures: Sequence[Figure] = (),
     facts: Mapping[str, Any] | None = None,
@@ -69,7 +81,8 @@ def write(
       categories: the same over what the prompts' author counts them among.
       same: whether the columns are of the same prompts.
       notes: sentences to know before reading the numbers.
-      galleries: heading -> prompts with their pictures.
+      told: measure -> what its numbers are nothing without, such as "scenes_clip, n = 512".
+      galleries: heading -> prompts with their pictures, in files as ``sheets`` names them.
       figures: drawn already.
       facts: what was asked.
     """
@@ -79,7 +92,7 @@ def write(
         f'<p class="lead">{html.escape(_lead(found, same))}</p>',
         *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
         "</header>",
-        _tables(found, apart),
+        _tables(found, apart, told or {}),
         _parts("By language", _LETTERS, spoken, found),
         _parts("By category", _AUTHORS, categories or {}, found),
     ]
@@ -93,9 +106,64 @@ def write(
             f'and SVG, with its data as CSV.</p><div class="drawn">{drawn}</div></section>'
         )
     for heading, prompts in galleries.items():
-        body.append(f"<section><h2>{html.escape(heading)}</h2>{_prompts(prompts)}</section>")
+        note = f'<p class="note">Also as <code>figures/{_file(heading)}</code>.</p>'
+        body.append(f"<section><h2>{html.escape(heading)}</h2>{note}{_prompts(prompts)}</section>")
     body.append(facts_list(facts or {}, None))
     write_page(path, title, body)
+
+
+def sheets(folder: Path, galleries: Mapping[str, Sequence[Gallery]]) -> None:
+    """Each heading's pictures as a PNG, and ``galleries.csv`` that says which is which.
+
+    A row of a sheet is what one column has of one prompt. A caption that no font on this machine
+    can draw is written as the prompt's number, which the table tells.
+
+    Args:
+      folder: made if it is not there.
+      galleries: as for ``write``; of none nothing is written.
+    """
+    if not galleries:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "galleries.csv", "w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["heading", "key", "caption", "column", "file", "number"])
+        for heading, prompts in galleries.items():
+            name, blocks = _file(heading), []
+            every = _alike([group[:MOST] for of in prompts for group in of.groups.values()])
+            for number, of in enumerate(prompts, 1):
+                first, *others = of.groups
+                told = f"{first}: {of.caption}"
+                told = f"{first}: #{number}" if grid.undrawable([told]) else told
+                block, every = every[: len(of.groups)], every[len(of.groups) :]
+                blocks.append(np.asarray(grid.grid(block, [told, *others])))
+                blocks.append(np.full_like(blocks[-1][:_GAP], grid.PAPER))
+                for column in of.groups:
+                    lines.writerow([heading, of.key, of.caption, column, name, number])
+            sheet = Image.fromarray(np.concatenate(blocks[:-1]))
+            sheet.save(folder / name, optimize=True)
+
+
+def _file(heading: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", heading.lower())[:_LONGEST].strip("_") + ".png"
+
+
+def _alike(
+    groups: Sequence[UInt8[np.ndarray, "_K _X _Y _C"]],
+) -> UInt8[np.ndarray, "P K X Y 3"]:
+    """Groups of unlike number and size as one array: enlarged to the largest, paper around them."""
+    shapes = np.array([images.shape[:3] for images in groups])
+    number, height, width = (int(most) for most in shapes.max(axis=0))
+    filled = np.empty((len(groups), number, height, width, 3), np.uint8)
+    filled[:] = grid.PAPER
+    for row, images in enumerate(groups):
+        # As on the page: tiny pictures keep their pixels.
+        way = Image.Resampling.NEAREST if max(images.shape[1:3]) < 48 else Image.Resampling.BICUBIC
+        for place, image in enumerate(images):
+            picture = Image.fromarray(image.repeat(3 // image.shape[-1], axis=-1))
+            fitted = ImageOps.pad(picture, (width, height), way, color=grid.PAPER)
+            filled[row, place] = np.asarray(fitted)
+    return filled
 
 
 def best(name: str, found: Found, apart: Apart | None = None) -> set[str]:
@@ -149,16 +217,16 @@ def _count(number: int) -> str:
     return "One set of pictures" if number == 1 else f"{number} sets of pictures"
 
 
-def _tables(found: Found, apart: Apart | None) -> str:
+def _tables(found: Found, apart: Apart | None, told: Mapping[str, str]) -> str:
     names = [name for name in ROWS if any(name in table for table in found.values())]
     names += sorted({name for table in found.values() for name in table} - set(names))
     first = [name for name in names if name in ROWS and not ROWS[name].detail]
     rest = [name for name in names if name not in first]
-    parts = [_table(first, found, apart)] if first else []
+    parts = [_table(first, found, apart, told)] if first else []
     if rest:
         parts.append(
-            f"<details><summary>In detail ({len(rest)} more)</summary>{_table(rest, found, apart)}"
-            "</details>"
+            f"<details><summary>In detail ({len(rest)} more)</summary>"
+            f"{_table(rest, found, apart, told)}</details>"
         )
     note = (
         '<p class="note">Bold: the best, and what cannot be told from it; nothing where no '
@@ -231,7 +299,7 @@ def apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
     return f'<td class="n{chosen}" data-of="{html.escape(column)}">{text}</td>'
 
 
-def _table(names: Sequence[str], found: Found, apart: Apart | None) -> str:
+def _table(names: Sequence[str], found: Found, apart: Apart | None, told: Mapping[str, str]) -> str:
     head = "".join(f'<th class="n">{html.escape(column)}</th>' for column in found)
     lines = []
     for name in names:
@@ -242,10 +310,13 @@ def _table(names: Sequence[str], found: Found, apart: Apart | None) -> str:
             f"{cell(measure, table.get(name))}</td>"
             for column, table in found.items()
         )
+        small, said = measure.meaning, told.get(name, "")
+        if said:
+            small = f"{small} ({said})" if small else said
         arrow = {"higher": "↑", "lower": "↓", "true": "→|", "": ""}[measure.better]
         lines.append(
             f'<tr><th scope="row">{html.escape(measure.title)} <b class="arrow">{arrow}</b>'
-            f"<small>{html.escape(measure.meaning)}</small></th>{cells}</tr>"
+            f"<small>{html.escape(small)}</small></th>{cells}</tr>"
         )
     return (
         f'<div class="wide"><table class="many"><thead><tr><th></th>{head}</tr></thead>'

@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cosdiff_jax.metrics.bootstrap import Interval
-from cosdiff_jax.report import figures, side_by_side
+from cosdiff_jax.report import figures, grid, side_by_side
 
 
 def cell(mean, spread=0.0):
@@ -58,7 +59,7 @@ def found_of(columns):
     return {c: {n: cell(float(rng.uniform(0.2, 0.8)), 0.02) for n in names} for c in columns}
 
 
-def test_the_page_shows_every_column_and_needs_nothing_else(tmp_path):
+def test_the_page_shows_every_column_and_needs_nothing_else(tmp_path, checked):
     found = found_of(["base", "with <b> & more", "true"])
     rng = np.random.default_rng(0)
     groups = {
@@ -77,6 +78,7 @@ def test_the_page_shows_every_column_and_needs_nothing_else(tmp_path):
         figures=drawn,
         facts={"seed": 0},
     )
+    checked(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "with <b>" not in page and page.count("with &lt;b&gt; &amp; more") >= 3
     assert 'lang="ko">두 개의 &lt;원&gt;' in page
@@ -85,6 +87,76 @@ def test_the_page_shows_every_column_and_needs_nothing_else(tmp_path):
     assert page.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert f"{found['base']['clip_score']['mean']:.3f}<small>±0.020" in page
+
+
+def test_what_is_told_of_a_number_stands_in_its_row(tmp_path):
+    found = {"a": {name: cell(0.5) for name in ("clip_score", "vendi_q2", "all", "own")}}
+    told = {"clip_score": "my <clip>", "vendi_q2": "my <clip>", "all": "", "own": "n = 8"}
+    side_by_side.write(tmp_path / "report.html", title="A", found=found, told=told, galleries={})
+    page = (tmp_path / "report.html").read_text()
+    rows = dict(re.findall(r'<tr><th scope="row">(.*?) <b.*?<small>(.*?)</small></th>', page))
+    assert rows == {
+        "CLIP-score": "do picture and caption agree? (my &lt;clip&gt;)",
+        "Vendi score, q = 2": "my &lt;clip&gt;",
+        "Oracle accuracy": "share of pictures in which all that the caption says is right",
+        "own": "n = 8",
+    }
+
+
+def block(sheet, row, place, side=128, gap=0):
+    """A picture of a sheet whose columns are two."""
+    top = 2 + row * (side + 2) + gap
+    left = sheet.shape[1] - (2 - place) * (side + 2)
+    return sheet[top : top + side, left : left + side]
+
+
+def test_pictures_are_files_with_a_table_of_what_they_are(tmp_path, monkeypatch):
+    # As on a bare machine: nothing but what matplotlib brings along.
+    monkeypatch.setattr(grid, "_faces", tuple)
+    grid._covering.cache_clear()
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    flat = np.full((1, 64, 64, 1), 7, np.uint8)  # fewer, larger and grey
+    tall = flat[:, :, :32]
+    many = rng.integers(0, 256, (10, 32, 32, 3), np.uint8)
+    heading = "Worst of Größe/1 by Oracle accuracy (3 of them)"
+    asked = [
+        side_by_side.Gallery(caption="a dog", groups={"base": base, "flat": flat}, key="k7"),
+        side_by_side.Gallery(caption="개", groups={"base": base, "flat": tall}),
+    ]
+    other = [side_by_side.Gallery(caption="x", groups={"base": many})]
+    try:
+        side_by_side.sheets(tmp_path / "new", {heading: asked, "x" * 300: other})
+        with open(tmp_path / "new" / "galleries.csv", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        name = "worst_of_gr_e_1_by_oracle_accuracy_3_of_them.png"
+        assert [list(row.values()) for row in rows] == [
+            [heading, "k7", "a dog", "base", name, "1"],
+            [heading, "k7", "a dog", "flat", name, "1"],
+            [heading, "", "개", "base", name, "2"],
+            [heading, "", "개", "flat", name, "2"],
+            ["x" * 300, "", "x", "base", rows[-1]["file"], "1"],
+        ]
+        assert {place.name for place in (tmp_path / "new").iterdir()} == {
+            "galleries.csv", name, rows[-1]["file"],
+        }  # fmt: skip
+        sheet = np.asarray(Image.open(tmp_path / "new" / name))
+        whole = grid.grid(np.zeros((2, 2, 64, 64, 3), np.uint8), ["base: #2", "flat"])
+        np.testing.assert_array_equal(sheet[-whole.height :, :256], np.asarray(whole)[:, :256])
+        # The page shows no more of a prompt than eight.
+        assert Image.open(tmp_path / "new" / rows[-1]["file"]).width < 260 + 8 * 130 + 10
+    finally:
+        grid._covering.cache_clear()
+    height = (sheet.shape[0] - side_by_side._GAP) // 2
+    for gap in (0, height + side_by_side._GAP):
+        for place in range(2):
+            np.testing.assert_array_equal(block(sheet, 0, place, gap=gap)[::4, ::4], base[place])
+        assert (block(sheet, 1, 0, gap=gap)[:, 32:96] == 7).all()
+        assert (block(sheet, 1, 0, gap=gap)[:, :32] == (grid.PAPER if gap else 7)).all()
+        assert (block(sheet, 1, 1, gap=gap) == grid.PAPER).all()
+    assert (sheet[height : height + side_by_side._GAP] == grid.PAPER).all()
+    side_by_side.sheets(tmp_path / "none", {})
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("missing", [0, 1])
