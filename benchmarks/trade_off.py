@@ -124,7 +124,7 @@ def main() -> None:
         axes.plot(*zip(*best, strict=True), color=figures.GREY, linewidth=1, zorder=1)
         named = {}
         for way, at in points.items():
-            colour = "black" if way == "independent" else colours[ways[way][0]["training"]]
+            colour = figures.GREY if way == "independent" else colours[ways[way][0]["training"]]
             shown = np.clip(at, edges[0] + inset, edges[1] - inset)
             beyond = [int(i) for i in np.flatnonzero(shown != at)]
             marker = "o"
@@ -158,7 +158,8 @@ def main() -> None:
     plain = ("independent", *TRAININGS)
     table = [["method", args.x, args.y, "command"]]
     table += [[way, *at, ways[way][0]["command"]] for way, at in points.items()]
-    made = figures.save(args.out, "trade_off", "Different and faithful", draw, table, size=(9, 6.4))
+    title, size = "Different and faithful", (9.0, 6.4)
+    made = figures.save(args.out, "trade_off", title, draw, table, size=size)
     headings = ["", *(c[0] for c in COLUMNS.values()), *(c[0] for c in PLAIN.values())]
     print(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
     for way, of in ways.items():

@@ -85,8 +85,17 @@ def changes(name: str) -> dict[str, str | float] | None:
 
 
 def apply(config: Any, name: str) -> bool:
-    """Lay a formulation over a recipe; whether there is one of this name."""
+    """Lay a formulation over a recipe; whether there is one of this name.
+
+    Raises:
+      ValueError: the recipe trains no flow.
+    """
     found = changes(name)
-    if found is not None:
-        config.update_from_flattened_dict(found)
-    return found is not None
+    if found is None:
+        return False
+    if config.objective.name != "flow_matching":
+        raise ValueError(
+            f"{name} is a way to train a flow; the recipe's objective is {config.objective.name}"
+        )
+    config.update_from_flattened_dict(found)
+    return True

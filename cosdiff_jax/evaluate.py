@@ -43,6 +43,7 @@ from cosdiff_jax.columns import Asked
 from cosdiff_jax.data import prompts
 from cosdiff_jax.data.prompts import Prompt
 from cosdiff_jax.data.scenes.held_out import held_out
+from cosdiff_jax.metrics import scenes
 from cosdiff_jax.report import facts as facts_lib
 from cosdiff_jax.report import formulations, study
 from cosdiff_jax.survey import TOP_PERCENT, Eye, Survey, Surveyed
@@ -86,7 +87,7 @@ def pictures(asked: Asked, out: Path, *, page: bool = True) -> dict[str, Any]:
             folder=out / "measured" / entry.folder,
             eye=eye,
             measures=[*columns.measures(models), *distances, *seen, *entry.measures],
-            facts={**entry.facts, "eye": seen_by, **also},
+            facts={**entry.facts, "eye": seen_by, "oracle": scenes.VERSION, **also},
             label=entry.name,
             top_percent=asked.top_percent,
         )
@@ -189,7 +190,7 @@ def define() -> None:
     flags.DEFINE_string("vgg", None, "Folder of VGG16, from convert: distances within a prompt")
     flags.DEFINE_string("lpips", None, "Folder of LPIPS's published weights, to go with --vgg")
     seen = ", ".join(views.NAMES)
-    flags.DEFINE_multi_string("view", [], f"Cosines in another view than CLIP's; repeat: {seen}")
+    flags.DEFINE_multi_string("view", [], f"Cosines in a view, or VIEW=FOLDER; repeat: {seen}")
     flags.DEFINE_float("top_percent", TOP_PERCENT, "Pairs in the top-k cosine, most alike first")
     flags.DEFINE_string("read", None, "Texts read in --images: jsonl or csv of picture, text")
     flags.DEFINE_string("answers", None, "MODULE:FUNCTION that answers the prompts' questions")

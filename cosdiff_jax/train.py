@@ -135,10 +135,11 @@ def train(config, workdir: str) -> TrainState:
         log = record.Record(workdir, step, write=first, wandb=wandb, config=recipe)
         meter = record.Meter(example.tokens.shape[0] * config.data.samples)
         bar = held.enter_context(record.bar(step, config.steps))
+        often = job.epoch if config.sample.measure == -1 else config.sample.measure
         last = table = None
         while True:
             ends, keeps = step == config.steps, step % config.checkpoint.every == 0
-            measures = ends or not step or divides(config.sample.measure, step)
+            measures = ends or not step or divides(often, step)
             looks = not looked and (measures or divides(config.sample.every, step))
             if looks or keeps:
                 jax.block_until_ready(last)

@@ -677,3 +677,27 @@ def test_all_that_draw_with_a_model_share_its_weights(folder, monkeypatch, numbe
     own = places((model.params, model.frozen))
     assert len(own) == number * len(jax.tree.leaves((model.params, model.frozen)))
     assert [places(sampler._weights) for sampler in samplers] == [own, own]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "cads+interval+relevance",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("particle_clip", "descent+min_sum")),
+    ],
+)
+def test_another_scale_or_seed_compiles_nothing_whatever_acts_beside(folder, method):
+    lowered = []  # whatever is compiled: the networks, what sees, decodes and chooses
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: lowered.append(name) if "mlir_module" in name else None
+    )
+    model = trained.load(folder, ("llm", "clip"))
+
+    def at(guidance, seed):
+        options = {"num": 2, "steps": 2, "method": method, "guidance": guidance}
+        return diverse.DiverseSampler(model=model, **options)(["a red star"], seed=seed).images
+
+    first = at(2.0, 0)
+    programs = len(lowered)
+    assert not np.array_equal(at(3.0, 1), first)
+    assert len(lowered) == programs > 0

@@ -21,8 +21,10 @@ def test_a_prompt_is_measured_against_as_many_real_pictures_as_are_drawn_of_it(t
     config = fusion_base.get_config("tiny")
     config.data.scenes.folder = str(tmp_path)
     config.data.samples, config.sample.num = 1, 2
-    judge = job.prepare(config).judge
-    assert judge.groups.shape[:2] == (2, 2)
+    prepared = job.prepare(config)
+    assert prepared.judge.groups.shape[:2] == (2, 2)
+    # Sixteen prompts, two in a step.
+    assert prepared.epoch == 8
 
 
 def test_more_pictures_than_are_stored_are_refused(tmp_path):
@@ -124,7 +126,7 @@ def test_a_run_may_begin_or_leave_weights_and_biases_when_it_goes_on(monkeypatch
     [
         *((f"sample.{name}", 0, "at least 1") for name in ("every", "prompts", "shown", "num")),
         *((f"sample.{name}", 0, "at least 1") for name in ("steps", "rows")),
-        ("sample.measure", -1, "at least 0"),
+        ("sample.measure", -2, "at least -1"),
         ("data.prompts", 0, "at least 1"),
         ("data.threads", -1, "at least 0"),
         ("steps", 0, "at least 1"),

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs import digits_div, fusion_base
+from configs import digits_div, fusion_base, fusion_div, scenes_llm
 from configs.study import sd3
-from cosdiff_jax import build, evaluate, study, trained
+from cosdiff_jax import build, checks, evaluate, study, trained
 from cosdiff_jax.flow.formulation import FORMULATIONS
 from cosdiff_jax.report import formulations as report
 
@@ -65,6 +65,20 @@ def test_a_formulation_of_any_numbers_is_a_word_after_the_recipe():
     for name in ("edm(1.0)", "edm(a,b)", "rf/other", "edm", "tiny+rf/mode(1,2)", "tiny+", "rf("):
         with pytest.raises(ValueError, match=known):
             fusion_base.get_config(name)
+
+
+def test_a_formulation_is_laid_over_flows_alone_and_not_over_weights_of_another():
+    with pytest.raises(ValueError, match="objective is next_token"):
+        scenes_llm.get_config("rf")
+    checks.recipe(fusion_div.get_config("rf/mode(1.29)"))
+    with pytest.raises(
+        ValueError, match=r"trajectory\.name=cosine, but fusion_base was trained with"
+    ):
+        checks.recipe(fusion_div.get_config("v/cos"))
+    config = fusion_div.get_config()
+    config.objective.flow_matching.parameterization.name = "x0"
+    with pytest.raises(ValueError, match=r"parameterization\.name=x0, but .* with velocity"):
+        checks.recipe(config)
 
 
 def test_every_change_fits_its_recipe():

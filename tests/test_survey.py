@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,29 @@ def test_what_cannot_be_said_is_absent(whole):
         True,
         *[False] * 2,
     ]
+
+
+def test_pictures_never_sit_in_memory_all_at_once(eye, tmp_path):
+    alive, most = [0], [0]
+
+    def gone():
+        alive[0] -= 1
+
+    class Streamed:
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            images = np.full((4, SIZE, SIZE, 3), index, np.uint8)
+            weakref.finalize(images, gone)
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+            return {"caption": "a", "key": str(index), "images": images}
+
+    make(tmp_path, eye).run(Streamed())
+    # Two groups fill the eye; those before may wait for the next to be asked for.
+    assert 2 <= most[0] <= 4
+    assert alive[0] <= 2
 
 
 def test_the_category_of_a_prompt_is_kept(whole):

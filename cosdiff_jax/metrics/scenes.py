@@ -29,6 +29,10 @@ VARIETY = tuple(
 )
 
 
+VERSION = 2
+"""Of what is measured: a measurement that another one began has other columns."""
+
+
 class Sums(NamedTuple):
     """State: sums by name, and how many pictures (scores) or prompts (diversities) they are of."""
 

@@ -165,8 +165,10 @@ def test_a_constant_token_is_harmless():
 def test_small_floats_stay_small_floats():
     text = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, stream())
     text, t = rows(text), jnp.ones(P * K)
-    got = jax.eval_shape(lambda: jax.tree.leaves(condition.Cads()(text, t, keys())))
-    assert [x.dtype for x in got] == [x.dtype for x in jax.tree.leaves(text)]
+    for end in (0.0, 1.0):
+        got = jax.tree.leaves(compiled()(text, end * t, keys()))
+        assert [x.dtype for x in got] == [x.dtype for x in jax.tree.leaves(text)]
+        assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in got)
 
 
 def test_ends_in_the_wrong_order_are_refused():

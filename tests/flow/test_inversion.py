@@ -24,9 +24,12 @@ SOLVERS = [
     # There and back, the leading errors of a symmetric rule cancel.
     (solver.Heun(grid=grid.Shifted(alpha=2.0)), (2.97, 2.99), (2.06, 2.04)),
     (solver.RungeKutta4(), (4.99, 5.0), (3.92, 3.96)),
-    # One step of order 1 at either end.
+    (solver.Midpoint(), (2.97, 2.99), (2.0, 2.0)),
+    # One step of order 1 at either end; EDM's last one is Euler's.
     (multistep.DpmSolver(order=2), (2.20, 1.52), (1.71, 1.75)),
+    (multistep.DpmSolver(order=3), (1.89, 2.0), (1.95, 1.97)),
     (multistep.UniPc(), (1.97, 2.06), (1.98, 2.05)),
+    (stochastic.Edm(), (1.69, 1.76), (1.43, 1.63)),
     (stochastic.Ddim(), (0.97, 0.98), (0.98, 0.99)),
     # The paths above look the same from both ends; this one does not.
     (stochastic.Ddim(**CHAIN), (0.97, 0.99), (0.98, 0.99)),
@@ -69,9 +72,12 @@ def test_the_grid_is_walked_from_its_other_end():
     np.testing.assert_allclose(sorted(asked, reverse=True), spread(5)[1:], atol=1e-6)
 
 
-def test_a_solver_that_draws_noise_cannot_invert(gaussian):
-    with pytest.raises(ValueError, match=r"solver\.ddpm draws noise"):
-        inversion.invert(stochastic.Ddpm(), gaussian().velocity, jnp.ones((2, 3)), 4)
+@pytest.mark.parametrize(
+    "method", [stochastic.Ddpm(), stochastic.Ddim(eta=0.5), stochastic.Edm(churn=5.0)]
+)
+def test_a_solver_that_draws_noise_cannot_invert(gaussian, method):
+    with pytest.raises(ValueError, match=rf"solver\.{type(method).__name__.lower()}.* draws noise"):
+        inversion.invert(method, gaussian().velocity, jnp.ones((2, 3)), 4)
 
 
 @pytest.mark.parametrize("path", [RectifiedFlow(), Cosine(), LdmLinear()])
@@ -87,6 +93,20 @@ def test_a_path_seen_backwards_is_a_path(path):
     np.testing.assert_allclose(back.noise(z_back, v_back, t), x0, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(back.log_snr(t), -path.log_snr(1 - t), rtol=1e-5)
     np.testing.assert_allclose(back.time(back.log_snr(t)), t, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "method", [solver.Euler(), stochastic.Ddim(), multistep.DpmSolver(order=2), stochastic.Edm()]
+)
+def test_from_end_to_end_nothing_is_nan(dtype, method):
+    x0 = jax.random.normal(jax.random.key(0), (4, 3), dtype)
+    field = lambda z, t: z - jnp.asarray(0.5, z.dtype)  # noqa: E731
+    found = inversion.invert(method, field, x0, 4)
+    assert found.dtype == dtype and np.isfinite(np.asarray(found, np.float32)).all()
+    for end in (0.0, 1.0):
+        line = inversion.straight(field, x0, jnp.full(4, end, dtype))
+        assert line.dtype == dtype and np.isfinite(np.asarray(line, np.float32)).all()
 
 
 def test_the_straight_line_is_exact_where_paths_are_straight(gaussian):

@@ -226,6 +226,20 @@ def test_log_probs_of_the_same_velocity_are_those_of_the_walk(gaussian):
     assert np.all(other < path.log_probs[3])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("path", [RectifiedFlow(), Cosine()])
+def test_from_end_to_end_a_walk_and_its_log_probs_are_finite(dtype, path):
+    z = jax.random.normal(KEY, (4, 3), dtype)
+    field = lambda z, t: z - jnp.asarray(0.5, z.dtype)  # noqa: E731
+    method = FlowSde(trajectory=path)
+    walked = method.path(field, z, 5, key=KEY)
+    assert walked.states.dtype == dtype
+    for i in range(5):
+        again = method.log_prob(field, walked.states[i], walked.states[i + 1], 5, i)
+        assert np.isfinite(np.asarray(again, np.float32)).all()
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in walked)
+
+
 def test_the_log_prob_has_the_gradient_of_its_mean(gaussian):
     """d log p / d shift at the walk's own velocity is -h (z' - mean) / (g^2 h), per value."""
     z, method, field = jax.random.normal(KEY, (4, 3)), FlowSde(), gaussian().velocity

@@ -114,9 +114,12 @@ def test_parts_give_what_the_whole_gives(name):
     a, b, c = (metric.update(metric.init(), *part) for part in parts)
     kept = repr(a)
     merged = metric.merge(metric.merge(a, metric.init()), metric.merge(b, c))
-    whole, merged = metric.result(whole), metric.result(merged)
-    pairs = zip(whole, merged, strict=True) if isinstance(whole, tuple) else [(whole, merged)]
-    for one, other in pairs:
-        assert one.keys() == other.keys() and one
-        assert [other[key] for key in one] == pytest.approx(list(one.values()), rel=1e-5, abs=1e-6)
+    batch = metric.update(metric.init(), *of(slice(0, P)))
+    batch, *others = (metric.result(state) for state in (batch, whole, merged))
+    for other in others:
+        both = zip(batch, other, strict=True) if isinstance(batch, tuple) else [(batch, other)]
+        for one, found in both:
+            assert one.keys() == found.keys() and one
+            values = list(one.values())
+            assert [found[key] for key in one] == pytest.approx(values, rel=1e-6, abs=1e-6)
     assert repr(a) == kept  # pure: neither part has changed
