@@ -57,8 +57,9 @@ KEEP := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TOP_PAD_=268435456 MALLOC_T
 
 # Trains the embedded models anew, in the order they need one another, and puts them in place.
 assets: env
-	for name in scenes_llm scenes_vae scenes_clip scenes_clip_latents fusion_base; do \
+	for name in scenes_llm scenes_vae scenes_clip scenes_clip_latents fusion_base fusion_reflow fusion_few; do \
 	  $(KEEP) $(PY) -m cosdiff_jax.train --config=configs/$$name.py --workdir=runs/$$name || exit 1; \
+	  test $$name = fusion_reflow && continue; \
 	  mkdir -p cosdiff_jax/assets/$$name && cp runs/$$name/model/* cosdiff_jax/assets/$$name/; \
 	done
 

@@ -1,8 +1,11 @@
-"""The straightened base model straightened once more: what it draws in four steps.
+"""The straightened base model straightened once more: pictures in four calls of the network.
 
 python -m cosdiff_jax.train --config=configs/fusion_few.py --workdir=runs/fusion_few
 
-Starts from what ``configs/fusion_reflow.py`` left in runs/fusion_reflow.
+Starts from what ``configs/fusion_reflow.py`` left in runs/fusion_reflow. About 5 minutes to draw
+pairs and a quarter of an hour for 900 steps on two cores of an AMD EPYC. In 4 steps without
+guidance everything a caption says is right in 48 % of pictures (2.2 % are empty), with more
+variety than the base has; in 8 steps in 50 % (benchmarks/results/few_steps.json).
 """
 
 from configs import fusion_reflow, presets

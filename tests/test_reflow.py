@@ -203,26 +203,38 @@ def run(workdir, *options):
     return done.stderr
 
 
-def test_a_small_model_straightens_itself_and_resumes(tmp_path):
-    run(tmp_path / "first")
-    pairs, model = tmp_path / "pairs", tmp_path / "first" / "model"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where a small model was trained, and its data lies."""
+    place = tmp_path_factory.mktemp("reflow")
+    run(place / "first")
+    return place
+
+
+def straightening(place, pairs):
+    config = fusion_reflow.get_config("tiny")
+    config.data.scenes.folder = str(place / "scenes")
+    config.data.reflow.update(steps=2, folder=str(pairs))
+    config.backbone.name, config.backbone.asset.path = "asset", str(place / "first" / "model")
+    return config
+
+
+def test_a_small_model_straightens_itself_and_resumes(place):
+    pairs, model = place / "pairs", place / "first" / "model"
     own = (
         *("--config.data.reflow.steps=2", f"--config.data.reflow.folder={pairs}"),
         *("--config.backbone.name=asset", f"--config.backbone.asset.path={model}"),
     )
-    assert "Drawing pairs" in run(tmp_path / "second", "--config.steps=2", *own)
+    assert "Drawing pairs" in run(place / "second", "--config.steps=2", *own)
     (file,) = pairs.glob("*.npy")
-    again = run(tmp_path / "second", *own)
+    again = run(place / "second", *own)
     assert "Drawing pairs" not in again and "resumed" in again
     assert list(pairs.glob("*.npy")) == [file]
-    card = (tmp_path / "second" / "model" / "MODEL_CARD.md").read_text()
+    card = (place / "second" / "model" / "MODEL_CARD.md").read_text()
     assert "drawn by the starting weights" in card
 
     # The same pairs whatever the grids are drawn with, and a batch has them.
-    config = fusion_reflow.get_config("tiny")
-    config.data.scenes.folder = str(tmp_path / "scenes")
-    config.data.reflow.update(steps=2, folder=str(pairs))
-    config.backbone.name, config.backbone.asset.path = "asset", str(model)
+    config = straightening(place, pairs)
     config.sample.update(steps=7, unguided=1)
     config.sample.solver.name, config.sample.grid.name = "heun", "shifted"
     config.sample.guidance.classifier_free.interval = (0.0, 0.5)
@@ -233,6 +245,31 @@ def test_a_small_model_straightens_itself_and_resumes(tmp_path):
     kept = np.load(file)
     np.testing.assert_array_equal(batch["noise"], kept[batch["prompt"], 0, 0])
     np.testing.assert_array_equal(batch["latents"], kept[batch["prompt"], 0, 1])
+
+
+# Prepares a run as ``train`` does, under a mesh of all devices of both processes.
+WORKER = """
+import jax
+from cosdiff_jax import job, sharding
+from tests.test_reflow import straightening
+import pathlib
+config = straightening(pathlib.Path(sys.argv[1]), sys.argv[2])
+with jax.set_mesh(sharding.make_mesh(data=4, fsdp=1, tensor=1)):
+    batch = next(job.prepare(config).stream(jax.process_index(), 2))
+print(batch["prompt"].tolist(), float(abs(batch["noise"]).sum() + abs(batch["latents"]).sum()))
+"""
+
+
+@pytest.mark.slow
+def test_every_host_draws_the_same_pairs_on_its_own_devices(place, two_processes, tmp_path):
+    said = two_processes(WORKER, place, tmp_path / "together", devices=2)
+    (file,) = (tmp_path / "together").glob("*.npy")
+    job.prepare(straightening(place, tmp_path / "alone"))
+    (alone,) = (tmp_path / "alone").glob("*.npy")
+    assert alone.name == file.name
+    np.testing.assert_allclose(np.load(file), np.load(alone), atol=1e-5)
+    (one, _), (other, _) = said
+    assert one and other and one != other  # prompts of their own
 
 
 @pytest.mark.parametrize(
