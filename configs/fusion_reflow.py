@@ -3,9 +3,10 @@
 python -m cosdiff_jax.train --config=configs/fusion_reflow.py --workdir=runs/fusion_reflow
 
 Alone on two cores of an AMD EPYC about 14 minutes to draw 10,240 pairs and half an hour for 1,600
-steps, by its rates; the run that was kept had tests beside it. Drawn in 4 steps without guidance everything a caption says is right in 46 % of pictures,
-where the base has 36 % in 4 steps at guidance 5 and 62 % in 25 (64 prompts of 8, seed 0;
-benchmarks/results/few_steps.json). ``configs/fusion_few.py`` does it once more.
+steps, by its rates; the run that was kept had tests beside it. Drawn in 4 steps without guidance
+everything a caption says is right in 46 % of pictures, where the base has 36 % in 4 steps at
+guidance 5 and 62 % in 25 (64 prompts of 8, seed 0; benchmarks/results/few_steps.json).
+``configs/fusion_few.py`` does it once more.
 """
 
 from configs import base, presets

@@ -212,7 +212,7 @@ class FlowSde:
             return after, Path(states, log_probs)
 
         states = jnp.zeros((steps + 1, *z.shape), z.dtype).at[0].set(z)
-        held = Path(states, jnp.zeros((steps, z.shape[0]), jnp.promote_types(z.dtype, float)))
+        held = Path(states, jnp.zeros((steps, z.shape[0]), jnp.promote_types(z.dtype, jnp.float32)))
         return walk(rule, velocity, z, self.grid, steps, held=held)[1]
 
     def log_prob(

@@ -233,7 +233,7 @@ def test_from_end_to_end_a_walk_and_its_log_probs_are_finite(dtype, path):
     field = lambda z, t: z - jnp.asarray(0.5, z.dtype)  # noqa: E731
     method = FlowSde(trajectory=path)
     walked = method.path(field, z, 5, key=KEY)
-    assert walked.states.dtype == dtype
+    assert walked.states.dtype == dtype and walked.log_probs.dtype == jnp.float32
     for i in range(5):
         again = method.log_prob(field, walked.states[i], walked.states[i + 1], 5, i)
         assert np.isfinite(np.asarray(again, np.float32)).all()
