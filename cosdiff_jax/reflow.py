@@ -76,7 +76,9 @@ def pairs(
         # What is not drawn yet is 0 all over, as a file is that was just made.
         drawn = np.any(kept[:, :, 1], axis=(2, 3, 4)).all(axis=1)
         done = len(drawn) if drawn.all() else int(np.argmin(drawn))
-        params, frozen = sharding.replicate((params, {"llm": frozen["llm"]}), local)
+        # What was made under a mesh of all hosts is whole on each of them.
+        here = jax.tree.map(np.asarray, (params, {"llm": frozen["llm"]}))
+        params, frozen = sharding.replicate(here, local)
         chunk = max(1, sampler.rows // samples)
         draw = jax.jit(sampler.latents)
         bar = tqdm(total=len(tokens), initial=done, desc="Drawing pairs", unit=" prompts")
