@@ -178,18 +178,31 @@ def _weaker_network(config: Any, stronger: Any) -> Any:
                 f"autoguidance: {entry['asset']['path']} reads captions in another way than the "
                 f"model ({part}), and one reading serves both"
             )
-    recipe = weights.folder(entry["asset"]["path"]) / "recipe.json"
-    if recipe.is_file():
-        theirs = json.loads(recipe.read_text())["objective"]["flow_matching"]
-        ours = config.objective.flow_matching
-        for part, usual in (("trajectory", "rectified_flow"), ("parameterization", "velocity")):
-            names = [_choice(knobs, part, usual)["name"] for knobs in (theirs, ours)]
-            if names[0] != names[1]:
-                raise ValueError(
-                    f"autoguidance: {entry['asset']['path']} was trained with {part}.name="
-                    f"{names[0]}, the model with {names[1]}"
-                )
+    for part, theirs, ours in trained_otherwise(entry["asset"]["path"], config):
+        raise ValueError(
+            f"autoguidance: {entry['asset']['path']} was trained with {part}.name={theirs}, the "
+            f"model with {ours}"
+        )
     return network
+
+
+def trained_otherwise(path: str, config: Any) -> list[tuple[str, str, str]]:
+    """Where the output of an asset's weights means something else than a recipe's does.
+
+    Returns:
+      (field, the asset's choice, the recipe's); [] where nobody knows how it was trained.
+    """
+    recipe = weights.folder(path) / "recipe.json"
+    if not recipe.is_file():
+        return []
+    theirs = json.loads(recipe.read_text())["objective"]["flow_matching"]
+    ours = config.objective.flow_matching
+    usual = {"trajectory": "rectified_flow", "parameterization": "velocity"}
+    names = [
+        (part, *(str(_choice(knobs, part, name)["name"]) for knobs in (theirs, ours)))
+        for part, name in usual.items()
+    ]
+    return [(part, a, b) for part, a, b in names if a != b]
 
 
 def _looks(feature: tables.Entry) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cosdiff_jax import weights
+from cosdiff_jax import build
 from cosdiff_jax.data import groups
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.report import record
@@ -140,19 +140,12 @@ def _trained_likewise(config: Any) -> None:
     Raises:
       ValueError: naming the field.
     """
-    recipe = weights.folder(config.backbone.asset.path) / "recipe.json"
-    if not recipe.is_file():
-        return
-    theirs = json.loads(recipe.read_text())["objective"]["flow_matching"]
-    ours = config.objective.flow_matching
-    for part, usual in (("trajectory", "rectified_flow"), ("parameterization", "velocity")):
-        before = theirs.get(part, {"name": usual})["name"]
-        if ours[part].name != before:
-            raise ValueError(
-                f"objective.flow_matching.{part}.name={ours[part].name}, but "
-                f"{config.backbone.asset.path} was trained with {before}: set that, or another "
-                "backbone.name"
-            )
+    path = config.backbone.asset.path
+    for part, before, now in build.trained_otherwise(path, config):
+        raise ValueError(
+            f"objective.flow_matching.{part}.name={now}, but {path} was trained with {before}: set "
+            "that, or another backbone.name"
+        )
 
 
 def _controller(knobs: Any) -> None:
