@@ -86,7 +86,11 @@ def write(
         nearest = {column.name: _nearest(column.surveyed, training) for column in columns}
         columns = [_with_nearest(column, nearest[column.name]) for column in columns]
     surveyed = {column.name: column.surveyed for column in columns}
-    found = {name: estimates.numbers(of, reference) for name, of in surveyed.items()}
+    sets = {name: estimates.compared(of, reference) for name, of in surveyed.items()}
+    found = {
+        name: estimates.numbers(of) | ({} if (own := sets[name]) is None else own.table())
+        for name, of in surveyed.items()
+    }
     curves = {name: falling.curve(of, reference) for name, of in surveyed.items()}
     for name, curve in curves.items():
         if curve is not None and curve.line is not None:
@@ -100,7 +104,7 @@ def write(
         **facts_lib.machine(),
         "versions": facts_lib.versions(),
     }
-    apart = estimates.Apart(surveyed)
+    apart = estimates.Apart(surveyed, sets)
     shared = len(estimates.shared(list(surveyed.values())))
     same = all(len(of.rows) == shared for of in surveyed.values())
     result = {
@@ -122,18 +126,18 @@ def write(
             for column, table in found.items():
                 if name in table:
                     cell = map(table[name].get, ("mean", "low", "high"))
-                    seen = eye if name in _SEEN else None
-                    n = about["pictures"][column] if eye and name in _SETS else None
-                    lines.writerow([name, column, *cell, seen, n])
+                    lines.writerow([name, column, *cell, *_seen_by(name, column, about)])
     with open(out / "differences.csv", "w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["measure", "column", "against", "difference", "low", "high"])
+        heads = ["measure", "column", "against", "difference", "low", "high", "features", "n"]
+        lines.writerow(heads)
         for name, table in result["differences"].items():
             for measure, cell in table.items():
-                lines.writerow([measure, name, apart.first, *cell.values()])
-    _write_parts(out / "languages.csv", "language", result["languages"])
+                said = _seen_by(measure, name, about)
+                lines.writerow([measure, name, apart.first, *cell.values(), *said])
+    _write_parts(out / "languages.csv", "language", result["languages"], eye)
     if result["categories"]:
-        _write_parts(out / "categories.csv", "category", result["categories"])
+        _write_parts(out / "categories.csv", "category", result["categories"], eye)
     if not page:
         return json.loads(kept)
     galleries = _galleries(columns)
@@ -160,17 +164,28 @@ def write(
     return json.loads(kept)
 
 
+def _seen_by(measure: str, column: str, about: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """The features that a number is of, and of a measure of a set how many pictures."""
+    eye = about["features"]
+    n = about["pictures"][column] if eye and measure in _SETS else None
+    return eye if measure in _SEEN else None, n
+
+
 def _write_parts(
-    path: Path, heading: str, parts: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    path: Path,
+    heading: str,
+    parts: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    eye: str | None,
 ) -> None:
     """The numbers of each part of the prompts as a table."""
     with open(path, "w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow([heading, "measure", "column", "mean", "low", "high"])
+        lines.writerow([heading, "measure", "column", "mean", "low", "high", "features"])
         for part, said in parts.items():
             for column, table in said.items():
                 for name, cell in table.items():
-                    lines.writerow([part, name, column, *map(cell.get, ("mean", "low", "high"))])
+                    said = map(cell.get, ("mean", "low", "high"))
+                    lines.writerow([part, name, column, *said, eye if name in _SEEN else None])
 
 
 def _unlike(surveyed: Mapping[str, Surveyed], shared: int) -> str:

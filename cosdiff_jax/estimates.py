@@ -1,6 +1,8 @@
-"""What surveys say of their prompts: means with intervals, measures of sets, paired differences."""
+"""What surveys say of their prompts: means and measures of sets, with intervals and differences."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -8,12 +10,19 @@ import numpy as np
 from jaxtyping import Float
 
 from cosdiff_jax.data import files
-from cosdiff_jax.metrics import bootstrap, frechet, manifold, mmd
+from cosdiff_jax.metrics import bootstrap, frechet, jackknife, manifold, mmd
 from cosdiff_jax.metrics.text_rendering import WEIGHTS
 from cosdiff_jax.survey import Surveyed
 
 # Neighbours that span a manifold (Naeem et al. 2020 use 5).
 NEIGHBOURS = 5
+# Pictures of a set up to which measures that look at every pair are taken again without each group.
+PAIRED = 4096
+# Where measures of sets end.
+BOUNDS = {
+    **dict.fromkeys(("frechet", "mmd", "density"), (0.0, math.inf)),
+    **dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0)),
+}
 # What is no mean over prompts: the first pay for the compilation, and a peak is one of all.
 SINGLE = {"seconds": np.median, "peak_mib": np.max}
 
@@ -61,17 +70,110 @@ def _statistic(name: str) -> bootstrap.Statistic:
     return bootstrap.weighted if name in WEIGHTS else bootstrap.mean
 
 
-class Apart:
-    """Paired differences: of the same prompts, so that what makes one hard for both cancels."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sets:
+    """What one set of pictures measures against real ones, with all prompts and without some.
 
-    def __init__(self, surveyed: Mapping[str, Surveyed]):
+    Attributes:
+      prompts: the prompts, in order.
+      whole: measure -> its value.
+      left: measure -> its value without each group of prompts; without an entry where the prompts
+        are too few to leave some out, or the pairs of pictures too many to look at them so often.
+    """
+
+    prompts: list[Key]
+    whole: dict[str, float]
+    left: dict[str, Float[np.ndarray, " G"]]
+
+    def table(self) -> Table:
+        """Measure -> "mean", and "low" and "high" where there is an interval."""
+        around = jackknife.Jackknife()
+        found: Table = {name: {"mean": value} for name, value in self.whole.items()}
+        for name, left in self.left.items():
+            by = around.interval(self.whole[name], left, *BOUNDS.get(name, ()))
+            found[name] |= {"low": by.low, "high": by.high}
+        return found
+
+    def change(self, measure: str, before: "Sets") -> bootstrap.Interval | None:
+        """By how much a measure lies above that of another set of the same prompts.
+
+        None of other prompts, or of a measure without its values without some.
+        """
+        if self.prompts != before.prompts or not self.left.keys() & before.left.keys() >= {measure}:
+            return None
+        value = self.whole[measure] - before.whole[measure]
+        return jackknife.Jackknife().interval(value, self.left[measure] - before.left[measure])
+
+
+def compared(surveyed: Surveyed, reference: Surveyed | None) -> Sets | None:
+    """The measures of a set of pictures against that of real ones; None of nothing to compare.
+
+    Prompts that are left out are left out on both sides.
+    """
+    f, g = surveyed.f, None if reference is None else reference.f
+    if f is None or g is None or reference is None:
+        return None
+    prompts = list(map(key, surveyed.rows))
+    group = jackknife.Jackknife().deal(len(prompts))
+    left: dict[str, Float[np.ndarray, " G"]] = {}
+    if group is not None:
+        own = dict(zip(prompts, map(int, group), strict=True))
+        made, real = (
+            np.repeat([own.get(key(row), -1) for row in s.rows], [row["num"] for row in s.rows])
+            for s in (surveyed, reference)
+        )
+        numbers = range(int(group.max()) + 1)
+        left = {"frechet": _frechet_without(f, made, g, real, numbers)}
+        if max(len(f), len(g)) <= PAIRED:
+            tables = [_of_pairs(f[made != number], g[real != number]) for number in numbers]
+            left |= {name: np.array([table[name] for table in tables]) for name in tables[0]}
+        left = {name: values for name, values in left.items() if np.isfinite(values).all()}
+    return Sets(prompts=prompts, whole=sets(f, g), left=left)
+
+
+def _frechet_without(
+    f: Float[np.ndarray, "n F"],
+    made: np.ndarray,
+    g: Float[np.ndarray, "m F"],
+    real: np.ndarray,
+    numbers: range,
+) -> Float[np.ndarray, " G"]:
+    """The Frechet distance without each group, from the groups' moments: each looked at once."""
+
+    def without(x: np.ndarray, group: np.ndarray) -> list[frechet.Moments]:
+        nothing = frechet.init(x.shape[1])
+        parts = {n: frechet.update(nothing, x[group == n]) for n in (-1, *numbers)}
+        return [
+            functools.reduce(frechet.merge, (part for n, part in parts.items() if n != number))
+            for number in numbers
+        ]
+
+    both = zip(without(f, made), without(g, real), strict=True)
+    return np.array([frechet.result(one, other)["frechet"] for one, other in both])
+
+
+class Apart:
+    """Paired differences: of the same prompts, so that what makes one hard for both cancels.
+
+    Args:
+      surveyed: column -> what was measured of its prompts.
+      sets: column -> what its pictures measure as a set.
+    """
+
+    def __init__(
+        self, surveyed: Mapping[str, Surveyed], sets: Mapping[str, Sets | None] | None = None
+    ):
         self._surveyed = surveyed
+        self._sets = {name: of for name, of in (sets or {}).items() if of is not None}
         self._found: dict[tuple[str, str, str], bootstrap.Interval | None] = {}
         self.first = next((name for name in surveyed if name != "true"), "")
 
     def __call__(self, measure: str, a: str, b: str) -> bootstrap.Interval | None:
         """What column a has more than b, and its 95 % interval; None of fewer than 2 prompts."""
         asked = measure, a, b
+        of, before = self._sets.get(a), self._sets.get(b)
+        if of is not None and before is not None and measure in of.whole:
+            return of.change(measure, before)
         if asked not in self._found:
             sides = self._of(measure, b), self._of(measure, a)
             single = measure in SINGLE
@@ -89,7 +191,9 @@ class Apart:
         for name, surveyed in self._surveyed.items():
             if name in ("true", self.first):
                 continue
-            there = {measure: self(measure, name, self.first) for measure in measured(surveyed)}
+            of = self._sets.get(name)
+            asked = [*measured(surveyed), *(() if of is None else of.whole)]
+            there = {measure: self(measure, name, self.first) for measure in asked}
             found[name] = {
                 measure: {"mean": by.value, "low": by.low, "high": by.high}
                 for measure, by in there.items()
@@ -98,12 +202,11 @@ class Apart:
         return found
 
 
-def numbers(surveyed: Surveyed, reference: Surveyed | None) -> Table:
-    """Every measure's mean over the prompts with its 95 % interval, and the sets' measures.
+def numbers(surveyed: Surveyed) -> Table:
+    """Every measure's mean over the prompts with its 95 % interval, of resampled prompts.
 
     Of a share of characters or pictures it is the share of all of them, so that a prompt weighs as
-    much as it has. Intervals are of resampled prompts. Of a set's measures there is none: half of
-    them are biased in the number of pictures, which resampling changes.
+    much as it has.
     """
     table, interval = {}, bootstrap.Bootstrap()
     for name in measured(surveyed):
@@ -118,9 +221,6 @@ def numbers(surveyed: Surveyed, reference: Surveyed | None) -> Table:
             continue
         around = interval(values, statistic)
         table[name] = {"mean": around.value, "low": around.low, "high": around.high}
-    if reference is not None and surveyed.f is not None and reference.f is not None:
-        for name, value in sets(surveyed.f, reference.f).items():
-            table[name] = {"mean": value}
     return table
 
 
@@ -145,7 +245,7 @@ def parts(
             split.setdefault(part(row), []).append(row)
         split.pop("", None)
         for name, rows in split.items():
-            table = numbers(dataclasses.replace(of, rows=rows, f=None), None)
+            table = numbers(dataclasses.replace(of, rows=rows, f=None))
             means = {measure: cell for measure, cell in table.items() if measure not in SINGLE}
             found.setdefault(name, {})[column] = means
     return found if len(found) > 1 else {}
@@ -153,9 +253,15 @@ def parts(
 
 def sets(f: Float[np.ndarray, "n F"], g: Float[np.ndarray, "m F"]) -> dict[str, float]:
     """Measures of one set of feature vectors against that of real pictures."""
-    nothing, manifolds = frechet.init(f.shape[1]), manifold.Manifold(neighbours=NEIGHBOURS)
-    table = frechet.result(frechet.update(nothing, f), frechet.update(nothing, g))
+    nothing = frechet.init(f.shape[1])
+    found = frechet.result(frechet.update(nothing, f), frechet.update(nothing, g))
+    return found | _of_pairs(f, g)
+
+
+def _of_pairs(f: Float[np.ndarray, "n F"], g: Float[np.ndarray, "m F"]) -> dict[str, float]:
+    """Those of them that look at every pair."""
+    table, manifolds = {}, manifold.Manifold(neighbours=NEIGHBOURS)
     if min(len(f), len(g)) > NEIGHBOURS:
-        table |= manifolds.result(manifolds.update(manifolds.init(), f, g))
+        table = manifolds.result(manifolds.update(manifolds.init(), f, g))
     discrepancy = mmd.Discrepancy()
     return table | discrepancy.result(discrepancy.update(discrepancy.init(), f, g))

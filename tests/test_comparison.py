@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosdiff_jax import comparison
+from cosdiff_jax import comparison, estimates
 from cosdiff_jax.metrics import frechet, manifold
 from cosdiff_jax.neighbours import Neighbours
 from cosdiff_jax.report.measures import ROWS
@@ -366,3 +366,71 @@ def test_a_texts_share_weighs_as_much_as_it_has_letters(tmp_path):
     apart = found["differences"]["good"]["text_accuracy"]
     assert apart == {"mean": pytest.approx(2 / 22), "low": 0.0, "high": 1.0}
     assert set(found["differences"]["good"]) == set(bad)
+
+
+def test_measures_of_sets_have_intervals_and_differences(tmp_path):
+    reference, plain = surveyed(30, 0), surveyed(30, 1)
+    shifted = Surveyed(rows=plain.rows, f=plain.f + np.float32(0.7))
+    few, others = surveyed(9, 2), captioned([f"another {n}" for n in range(30)], 3)
+    columns = {"plain": plain, "shifted": shifted, "few": few, "others": others}
+    found = compared(tmp_path, columns, reference=reference, eye="my_clip")
+    for name in ("plain", "shifted", "others"):
+        for measure in set(SETS) - {"frechet_infinity"}:
+            cell = found["columns"][name][measure]
+            assert cell["low"] <= cell["mean"] <= cell["high"], (name, measure)
+            assert cell["low"] < cell["high"], (name, measure)
+    assert "low" not in found["columns"]["few"]["frechet"]
+    # The same prompts from a shifted network are surely further away, and by the same prompts.
+    apart = found["differences"]["shifted"]
+    assert apart["frechet"]["low"] > 0 and apart["mmd"]["low"] > 0
+    value = found["columns"]["shifted"]["frechet"]["mean"]
+    value -= found["columns"]["plain"]["frechet"]["mean"]
+    assert apart["frechet"]["mean"] == pytest.approx(value)
+    assert not set(SETS) & (found["differences"]["few"].keys() | found["differences"]["others"])
+
+
+def test_left_out_prompts_are_left_out_on_both_sides():
+    reference, made = surveyed(25, 0), surveyed(25, 1)
+    of = estimates.compared(made, reference)
+    assert of is not None and set(of.left) == set(SETS) - {"frechet_infinity"}
+    keep = np.repeat(np.arange(25) % 20 != 3, 2)  # without prompts 3 and 23
+    assert made.f is not None and reference.f is not None
+    by_hand = estimates.sets(made.f[keep], reference.f[keep])
+    for name, values in of.left.items():
+        assert values[3] == pytest.approx(by_hand[name], rel=1e-5), name
+        assert len(values) == 20
+    # Real pictures of other prompts stay, whoever is left out.
+    other = Surveyed(
+        rows=[row | {"key": "x" + row["key"]} for row in reference.rows], f=reference.f
+    )
+    of = estimates.compared(made, other)
+    assert of is not None
+    assert of.left["frechet"][3] == pytest.approx(
+        estimates.sets(made.f[keep], reference.f)["frechet"], rel=1e-9
+    )
+
+
+def test_of_many_pictures_pairs_are_looked_at_once(monkeypatch):
+    monkeypatch.setattr(estimates, "PAIRED", 40)
+    of = estimates.compared(surveyed(25, 1), surveyed(25, 0))
+    assert of is not None and set(of.left) == {"frechet"} and "recall" in of.whole
+
+
+def test_differences_and_parts_name_the_features(tmp_path):
+    score = {"clip_score": np.linspace(0, 1, 12), "all": np.linspace(0, 1, 12)}
+    captions = ["a ring", "红色的圆"] * 6
+    one, other = captioned(captions, 0, **score), captioned(captions, 1, **score)
+    compared(tmp_path, {"a": one, "b": other}, reference=surveyed(12, 2), eye="my_clip")
+    page = (tmp_path / "report.html").read_text()
+    for heading, least in (("Against a", "my_clip, n = 24"), ("By language", "my_clip")):
+        section = page[page.index(f"<h2>{heading}") :].split("</section>")[0]
+        rows = dict(re.findall(r'<tr><th scope="row">(.*?)(?:<small>(.*?)</small>)?</th>', section))
+        assert rows[ROWS["clip_score"].title] == "my_clip" and rows[ROWS["all"].title] == ""
+        assert least in rows.values(), rows
+    for file in ("differences", "languages"):
+        with open(tmp_path / f"{file}.csv") as lines:
+            of = {row["measure"]: row for row in csv.DictReader(lines)}
+        assert of["clip_score"]["features"] == "my_clip" and of["all"]["features"] == ""
+        if file == "differences":
+            assert (of["frechet"]["features"], of["frechet"]["n"]) == ("my_clip", "24")
+            assert of["clip_score"]["n"] == ""

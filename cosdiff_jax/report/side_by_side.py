@@ -93,8 +93,8 @@ def write(
         *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
         "</header>",
         _tables(found, apart, told or {}),
-        _parts("By language", _LETTERS, spoken, found),
-        _parts("By category", _AUTHORS, categories or {}, found),
+        _parts("By language", _LETTERS, spoken, found, told or {}),
+        _parts("By category", _AUTHORS, categories or {}, found, told or {}),
     ]
     if figures:
         drawn = "".join(
@@ -233,10 +233,10 @@ def _tables(found: Found, apart: Apart | None, told: Mapping[str, str]) -> str:
         "interval tells. Where the true distribution has a value, nearest to it is best.</p>"
     )
     own = f"<section><h2>In numbers</h2>{note}{''.join(parts)}</section>"
-    return own + (_against(first, found, apart) if apart is not None else "")
+    return own + (_against(first, found, apart, told) if apart is not None else "")
 
 
-def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
+def _against(names: Sequence[str], found: Found, apart: Apart, told: Mapping[str, str]) -> str:
     """Paired differences from the first column."""
     ground, *others = [column for column in found if column != "true"] or [""]
     rows = {name: {column: apart(name, column, ground) for column in others} for name in names}
@@ -247,10 +247,11 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
     lines = []
     for name, row in rows.items():
         cells = "".join(apart_cell(ROWS[name], column, by) for column, by in row.items())
-        lines.append(f'<tr><th scope="row">{html.escape(ROWS[name].title)}</th>{cells}</tr>')
+        lines.append(f"<tr>{_titled(ROWS[name], told.get(name, ''))}{cells}</tr>")
     note = (
         '<p class="note">Prompt by prompt, so that what makes a prompt hard for both cancels; the '
-        "interval is the middle 95 % of resampled prompts. Bold: it leaves 0 out.</p>"
+        "interval is the middle 95 % of resampled prompts, and of a measure of all pictures at "
+        "once what leaving prompts out tells. Bold: it leaves 0 out.</p>"
     )
     return (
         f"<section><h2>Against {html.escape(ground)}</h2>{note}"
@@ -259,7 +260,9 @@ def _against(names: Sequence[str], found: Found, apart: Apart) -> str:
     )
 
 
-def _parts(heading: str, note: str, parts: Mapping[str, Found], found: Found) -> str:
+def _parts(
+    heading: str, note: str, parts: Mapping[str, Found], found: Found, told: Mapping[str, str]
+) -> str:
     """A table for each column, measures down and parts across; the first one stands open."""
     head = "".join(f'<th class="n">{html.escape(part)}</th>' for part in parts)
     folded = []
@@ -274,8 +277,7 @@ def _parts(heading: str, note: str, parts: Mapping[str, Found], found: Found) ->
                     f"{cell(ROWS[name], table.get(name))}</td>"
                     for part, table in tables.items()
                 )
-                title = html.escape(ROWS[name].title)
-                lines.append(f'<tr><th scope="row">{title}</th>{cells}</tr>')
+                lines.append(f"<tr>{_titled(ROWS[name], told.get(name, ''))}{cells}</tr>")
         if lines:
             folded.append(
                 f"<details{' open' * (not folded)}><summary>{html.escape(column)}</summary>"
@@ -284,8 +286,14 @@ def _parts(heading: str, note: str, parts: Mapping[str, Found], found: Found) ->
             )
     if not folded:
         return ""
-    told = f'<p class="note">{html.escape(note)}</p>'
-    return f"<section><h2>{heading}</h2>{told}{''.join(folded)}</section>"
+    about = f'<p class="note">{html.escape(note)}</p>'
+    return f"<section><h2>{heading}</h2>{about}{''.join(folded)}</section>"
+
+
+def _titled(measure: Measure, said: str) -> str:
+    """The heading of a row, and below it what its numbers are nothing without."""
+    small = f"<small>{html.escape(said)}</small>" if said else ""
+    return f'<th scope="row">{html.escape(measure.title)}{small}</th>'
 
 
 def apart_cell(measure: Measure, column: str, by: Interval | None) -> str:
