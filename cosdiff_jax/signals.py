@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+_BEFORE = b"\nstopped before the first step; data that is ready stays, the same command goes on\n"
+
 
 class Stop:
     """Turns SIGINT and SIGTERM into an answer, given between two steps and two portions of a look.
@@ -40,7 +42,7 @@ class Stop:
         self.asked = True
         # Not print: the signal may have come within one.
         if self.preparing:
-            os.write(2, b"\nstopped with nothing to save yet; the same command begins again\n")
+            os.write(2, _BEFORE)
             # Not sys.exit: raised within a callback of the garbage collector it is ignored.
             os._exit(0)
         os.write(2, b"\nstopping, and saving (Ctrl-C again leaves at once)\n")

@@ -33,8 +33,16 @@ def folder(path: str) -> Path:
     known = sorted(p.parent.name for p in EMBEDDED.glob("*/config.json"))
     raise ValueError(
         f"no model in {path!r}: it is neither an embedded one ({', '.join(known) or 'none'}) "
-        "nor a folder with config.json and model.safetensors"
+        f"nor a folder with config.json and model.safetensors{_made_by(Path(path))}"
     )
+
+
+def _made_by(place: Path) -> str:
+    """Which command leaves a model there, where a recipe of this project has the run's name."""
+    recipe = Path("configs", f"{place.parent.name}.py")
+    if place.name != "model" or not recipe.is_file():
+        return ""
+    return f"; python -m cosdiff_jax.train --config={recipe} --workdir={place.parent} makes one"
 
 
 def entry(path: str) -> dict[str, Any]:

@@ -269,7 +269,7 @@ print("goes on")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout
-    assert done.stderr.endswith("the same command begins again\n")
+    assert done.stderr.endswith("data that is ready stays, the same command goes on\n")
 
 
 def test_a_signal_while_all_is_prepared_leaves_at_once(tmp_path):
@@ -280,7 +280,7 @@ def test_a_signal_while_all_is_prepared_leaves_at_once(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     said = finish(process)
-    assert "nothing to save" in said and "Traceback" not in said
+    assert "before the first step" in said and "Traceback" not in said
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock", "checkpoints"}
     assert not files(tmp_path / "run")
 

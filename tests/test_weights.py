@@ -30,6 +30,14 @@ def test_missing_and_broken_files_are_said(tmp_path):
         weights.load(str(tmp_path))
 
 
+def test_a_missing_run_is_told_with_the_recipe_that_makes_it(tmp_path):
+    with pytest.raises(ValueError, match=r"config=configs/fusion_few.py --workdir=.*/fusion_few "):
+        weights.folder(str(tmp_path / "fusion_few" / "model"))
+    for other in ("unheard_of/model", "fusion_few/other"):
+        with pytest.raises(ValueError, match=r"model\.safetensors$"):
+            weights.folder(str(tmp_path / other))
+
+
 def test_embedded_weights_fit_the_size_they_were_given():
     files = list(weights.EMBEDDED.glob("*/model.safetensors"))
     assert sum(file.stat().st_size for file in files) <= 40e6
