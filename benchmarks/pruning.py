@@ -1,14 +1,14 @@
 """What dropping candidates on the way costs and loses, against choosing from all finished pictures.
 
     python benchmarks/pruning.py [--setting=64,4,4,0.9] [--setting=128,4,20,0.5] [--prompts=16]
-        [--model=fusion_base] [--guidance=5]
+        [--model=fusion_base] [--guidance=5] [--sample=grid.name=shifted ...]
 
 A setting is M, k, solver steps, share dropped after every step and, optionally, the t from which
 on they are dropped; the two above are the published ones of group inference (arXiv 2508.15773).
-Both ways start from the same noise and keep what the
-quadratic programme keeps; ``ratio`` is the programme's objective, on finished pictures, of the set
-that pruning keeps over that of the set chosen from all M, and ``chance`` that of the first k.
-Prints one JSON line for each setting.
+``--sample`` changes the recipe's ``sample`` for both ways, as ``generate`` does. Both start from
+the same noise and keep what the quadratic programme keeps; ``ratio`` is the programme's objective,
+on finished pictures, of the set that pruning keeps over that of the set chosen from all M, and
+``chance`` that of the first k. Prints one JSON line for each setting.
 """
 
 import argparse
@@ -33,9 +33,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--model", default="fusion_base")
     parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--sample", action="append", default=[], help="FIELD=VALUE")
     args = parser.parse_args()
 
-    model = trained.load(args.model, ("llm", "vae", "clip"))
+    model = trained.load(args.model, ("llm", "vae", "clip"), sample=args.sample)
     prompts = [item["caption"] for item in held_out(args.prompts, 1, 0)]
     objective = jax.jit(QuadraticProgram().objective)
     for setting in args.setting or ("64,4,4,0.9", "128,4,20,0.5"):
@@ -47,7 +48,7 @@ def main() -> None:
         pruning = dataclasses.replace(model, config=config)
         pruned = DiverseSampler(model=pruning, method="programme", **options)
         ratios, chances, seconds = [], [], {"all": [], "pruned": []}
-        row = {"setting": setting, "machine": facts.machine()}
+        row = {"setting": setting, "sample": args.sample, "machine": facts.machine()}
         for prompt in prompts:
             began = time.perf_counter()
             drawn = every.draw([prompt])
