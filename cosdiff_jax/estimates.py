@@ -126,7 +126,9 @@ def compared(surveyed: Surveyed, reference: Surveyed | None) -> Sets | None:
         left = {"frechet": _frechet_without(f, made, g, real, numbers)}
         if max(len(f), len(g)) <= PAIRED:
             tables = [_of_pairs(f[made != number], g[real != number]) for number in numbers]
-            left |= {name: np.array([table[name] for table in tables]) for name in tables[0]}
+            # Without some of very few real pictures there may be too few to have neighbours.
+            names = [name for name in tables[0] if all(name in table for table in tables)]
+            left |= {name: np.array([table[name] for table in tables]) for name in names}
         left = {name: values for name, values in left.items() if np.isfinite(values).all()}
     return Sets(prompts=prompts, whole=sets(f, g), left=left)
 

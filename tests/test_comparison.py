@@ -410,6 +410,16 @@ def test_left_out_prompts_are_left_out_on_both_sides():
     )
 
 
+def test_too_few_real_pictures_for_neighbours_have_no_interval():
+    few = surveyed(3, 0)  # 6 pictures: more than there are neighbours, and fewer without a prompt
+    of = estimates.compared(surveyed(12, 1), few)
+    assert of is not None and "recall" in of.whole
+    assert set(of.left) == {"frechet", "mmd", "mmd_unbiased"}
+    later = Surveyed(rows=[row | {"key": str(9 + n)} for n, row in enumerate(few.rows)], f=few.f)
+    of = estimates.compared(surveyed(12, 1), later)  # missed by the last groups alone
+    assert of is not None and set(of.left) == {"frechet", "mmd", "mmd_unbiased"}
+
+
 def test_of_many_pictures_pairs_are_looked_at_once(monkeypatch):
     monkeypatch.setattr(estimates, "PAIRED", 40)
     of = estimates.compared(surveyed(25, 1), surveyed(25, 0))
