@@ -27,7 +27,7 @@ from cosdiff_jax.metrics import (
 
 ROOT = pathlib.Path(clip_score.__file__).parent
 # Of these there is no state: intervals, fronts, and a distance of two pictures.
-STATELESS = {"__init__", "bootstrap", "pareto", "lpips"}
+STATELESS = {"__init__", "bootstrap", "jackknife", "pareto", "lpips"}
 P = 6
 
 
