@@ -99,7 +99,8 @@ class Sets:
 
         None of other prompts, or of a measure without its values without some.
         """
-        if self.prompts != before.prompts or not self.left.keys() & before.left.keys() >= {measure}:
+        known = measure in self.left and measure in before.left
+        if not known or self.prompts != before.prompts:
             return None
         value = self.whole[measure] - before.whole[measure]
         return jackknife.Jackknife().interval(value, self.left[measure] - before.left[measure])
@@ -122,10 +123,10 @@ def compared(surveyed: Surveyed, reference: Surveyed | None) -> Sets | None:
             np.repeat([own.get(key(row), -1) for row in s.rows], [row["num"] for row in s.rows])
             for s in (surveyed, reference)
         )
-        numbers = range(int(group.max()) + 1)
-        left = {"frechet": _frechet_without(f, made, g, real, numbers)}
+        groups = range(int(group.max()) + 1)
+        left = {"frechet": _frechet_without(f, made, g, real, groups)}
         if max(len(f), len(g)) <= PAIRED:
-            tables = [_of_pairs(f[made != number], g[real != number]) for number in numbers]
+            tables = [_of_pairs(f[made != number], g[real != number]) for number in groups]
             # Without some of very few real pictures there may be too few to have neighbours.
             names = [name for name in tables[0] if all(name in table for table in tables)]
             left |= {name: np.array([table[name] for table in tables]) for name in names}
@@ -138,16 +139,16 @@ def _frechet_without(
     made: np.ndarray,
     g: Float[np.ndarray, "m F"],
     real: np.ndarray,
-    numbers: range,
+    groups: range,
 ) -> Float[np.ndarray, " G"]:
     """The Frechet distance without each group, from the groups' moments: each looked at once."""
 
     def without(x: np.ndarray, group: np.ndarray) -> list[frechet.Moments]:
         nothing = frechet.init(x.shape[1])
-        parts = {n: frechet.update(nothing, x[group == n]) for n in (-1, *numbers)}
+        parts = {n: frechet.update(nothing, x[group == n]) for n in (-1, *groups)}
         return [
             functools.reduce(frechet.merge, (part for n, part in parts.items() if n != number))
-            for number in numbers
+            for number in groups
         ]
 
     both = zip(without(f, made), without(g, real), strict=True)
