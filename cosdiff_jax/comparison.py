@@ -184,8 +184,8 @@ def _write_parts(
         for part, said in parts.items():
             for column, table in said.items():
                 for name, cell in table.items():
-                    said = map(cell.get, ("mean", "low", "high"))
-                    lines.writerow([part, name, column, *said, eye if name in _SEEN else None])
+                    numbers = map(cell.get, ("mean", "low", "high"))
+                    lines.writerow([part, name, column, *numbers, eye if name in _SEEN else None])
 
 
 def _unlike(surveyed: Mapping[str, Surveyed], shared: int) -> str:

@@ -393,6 +393,7 @@ def test_left_out_prompts_are_left_out_on_both_sides():
     reference, made = surveyed(25, 0), surveyed(25, 1)
     of = estimates.compared(made, reference)
     assert of is not None and set(of.left) == set(SETS) - {"frechet_infinity"}
+    assert of.change("frechet", of) == (0.0, 0.0, 0.0)  # whoever is left out, both are the same
     keep = np.repeat(np.arange(25) % 20 != 3, 2)  # without prompts 3 and 23
     assert made.f is not None and reference.f is not None
     by_hand = estimates.sets(made.f[keep], reference.f[keep])
