@@ -119,21 +119,28 @@ def _times(config: Any, trajectory: Trajectory) -> timestep.Times:
 def _views(nets: modules.Models, trained: Any) -> dict[str, Callable]:
     """The features, of networks that are built already; ``trained`` says how the backbone was."""
 
-    def hidden(**knobs: Any) -> HiddenFeature:
-        return HiddenFeature(
-            backbone=nets.backbone,
-            trajectory=tables.make(tables.TRAJECTORIES, trained.trajectory),
-            parameterization=_parameterization(trained),
-            **knobs,
-        )
-
     return {
         "clip": lambda: ClipFeature(clip=_there(nets, "clip"), vae=nets.vae),
         "latent_clip": lambda: LatentClipFeature(clip=_there(nets, "latent_clip")),
         "vgg": lambda **knobs: VggFeature(vgg=_there(nets, "vgg"), vae=nets.vae, **knobs),
-        "hidden": hidden,
+        "hidden": functools.partial(_hidden, nets.backbone, trained),
         "latent": LatentFeature,
     }
+
+
+def _hidden(backbone: Any, trained: Any, **knobs: Any) -> HiddenFeature:
+    return HiddenFeature(
+        backbone=backbone,
+        trajectory=tables.make(tables.TRAJECTORIES, trained.trajectory),
+        parameterization=_parameterization(trained),
+        **knobs,
+    )
+
+
+def hidden(config: Any) -> HiddenFeature:
+    """What the recipe's own backbone makes of pictures; its weights are ``frozen["anchor"]``."""
+    trained = config.objective.flow_matching
+    return _hidden(modules.model("backbone", config.backbone), trained)
 
 
 def _there(nets: modules.Models, role: str) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosdiff_jax import evaluate, networks, views, weights
+from cosdiff_jax import build, evaluate, networks, trained, views, weights
 from cosdiff_jax.data.groups import to_float
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.models.vgg import VGG
@@ -65,6 +65,23 @@ def test_a_clip_of_latents_sees_those_of_its_own_autoencoder():
     assert view(GROUP["images"], GROUP) == told("latent_clip", f)
 
 
+def test_a_flow_model_sees_pictures_beside_their_caption():
+    """Its middle state at t = 0.1, shown a_t x0 = 0.9 x0 and no noise."""
+    (view,) = views.load(["hidden"], None, 64, 50.0)
+    model = trained.load("fusion_base", ("llm", "vae"))
+    sampler = build.sampler(model.config, model.shape)
+    z, t = 0.9 * latents(), jnp.full((4,), 0.1)
+
+    def seen(caption):
+        text, _ = sampler.read(model.frozen, *model.read([caption])[:2])
+        return sampler.backbone.apply({"params": model.params}, z, t, text, features=True)[1]
+
+    assert view(GROUP["images"], GROUP) == told("hidden", seen(GROUP["caption"]))
+    other = {"caption": "four large red rings"}
+    assert view(GROUP["images"], other) != told("hidden", seen(GROUP["caption"]))
+    assert view(GROUP["images"], {"caption": "a red ring " * 200}) == {}
+
+
 def test_vgg_compares_place_by_place(vgg):
     network, params, folder = vgg
     (view,) = views.load(["vgg"], folder, 64, 50.0)
@@ -100,11 +117,12 @@ def test_the_evaluation_has_them_as_rows_and_keeps_them_apart(folder, tmp_path):
 @pytest.mark.parametrize(
     ("said", "error"),
     [
-        (["clip"], "--view=clip: there are latent, latent_clip, vgg"),
+        (["clip"], "--view=clip: there are latent, latent_clip, hidden, vgg"),
         (["vgg=folder"], "--view=vgg=folder: there are"),
         (["latent", "latent=scenes_vae"], "latent is named twice"),
         (["vgg"], "name its folder with --vgg"),
         (["latent=nowhere"], "no model in 'nowhere'"),
+        (["hidden=nowhere"], "no model in 'nowhere'"),
         (["latent_clip=scenes_clip"], "scenes_clip reads 3 channels, and latents have 16"),
     ],
 )

@@ -83,12 +83,12 @@ ROWS = {
         f"{which}_cosine_{view}": Measure(
             title=f"Intra-prompt {title} cosine, {view}", better="true", detail=True
         )
-        for view in ("latent", "latent_clip", "vgg")
+        for view in ("latent", "latent_clip", "hidden", "vgg")
         for which, title in (("mean", "mean"), ("top", "top-k"))
     },
     **{
         f"vendi_{view}": Measure(title=f"Vendi score, {view}", better="true", detail=True)
-        for view in ("latent", "latent_clip", "vgg")
+        for view in ("latent", "latent_clip", "hidden", "vgg")
     },
     "vendi": Measure(
         title="Vendi score",
