@@ -31,6 +31,10 @@ def _particle(weight: float) -> dict[str, Any]:
     return {"name": "particle", "particle": {"weight": weight}}
 
 
+# As heavy as the particles' push where 8 samples share it.
+_SVGD = {"weight": 800.0, "drive": 3e-4, "clean": True}
+
+
 def _away(name: str) -> dict[str, Any]:
     """Composed guidance away from the empty caption and from a network weakened in the middle."""
     weaker = {"name": name, name: {"layers": (), "scale": 2.0, "interval": (0.0, 1.0)}}
@@ -51,7 +55,8 @@ METHODS: dict[str, Mapping[str, Any]] = {
     # on the way
     "particle": {"repulsion": _particle(100.0)},
     "particle_clip": {"repulsion": _particle(10.0), "view": {"name": "clip"}},
-    "svgd": {"repulsion": {"name": "svgd"}},
+    # With its full drive, or on the noisy latents, it keeps nothing apart.
+    "svgd": {"repulsion": {"name": "svgd", "svgd": _SVGD}},
     "diverse_flow": {"repulsion": {"name": "diverse_flow", "diverse_flow": {"weight": 100.0}}},
     "cads": {"condition": {"name": "cads", "cads": {"scale": 0.1}}},
     "interval": {"guidance": {"classifier_free": {"interval": (0.1, 0.9)}}},

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cosdiff_jax import build, checkpoint, modules, sharding, weights
+from cosdiff_jax import build, checkpoint, modules, sharding, tables, weights
 from cosdiff_jax.data.tokenizer import Tokenizer
 from cosdiff_jax.shapes import Frozen, Params
 
@@ -142,9 +142,10 @@ def _config(stored: dict[str, Any], source: str) -> Any:
 def _told(config: Any, words: Sequence[str]) -> Any:
     """The recipe with changes to its ``sample`` that are written "field=value"."""
     changes: dict[str, Any] = {}
+    known = _with_newer_knobs(config.sample) if words else config.sample
     for word in words:
         try:
-            field, value = _assignment(config.sample, word)
+            field, value = _assignment(known, word)
         except ValueError as error:
             raise ValueError(f"--sample={word}: {error}") from None
         *path, last = field.split(".")
@@ -153,6 +154,28 @@ def _told(config: Any, words: Sequence[str]) -> Any:
             inner = inner.setdefault(part, {})
         inner[last] = value
     return _changed(config, changes) if changes else config
+
+
+def _with_newer_knobs(sample: Any) -> Any:
+    """A copy that has the knobs which came after the recipe was stored, as they act unsaid."""
+    known = ConfigDict(json.loads(sample.to_json_best_effort()))
+    for choice, table in _GROWING.items():
+        for name, knobs in known.get(choice, {}).items():
+            made = table.get(name)
+            if isinstance(knobs, ConfigDict) and dataclasses.is_dataclass(made):
+                for knob in dataclasses.fields(made):
+                    plain = isinstance(knob.default, (bool, int, float, str, tuple))
+                    if plain and knob.name not in knobs:
+                        knobs[knob.name] = knob.default
+    return known
+
+
+_GROWING = {
+    "noise": tables.NOISES,
+    "condition": tables.CONDITIONS,
+    "repulsion": tables.REPULSIONS,
+    "selection": tables.SELECTIONS,
+}
 
 
 def _assignment(known: Any, word: str) -> tuple[str, Any]:

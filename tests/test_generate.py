@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import base
-from cosdiff_jax import build, checkpoint, diverse, generate, sharding, trained
+from cosdiff_jax import build, checkpoint, diverse, generate, sharding, trained, weights
 from cosdiff_jax.data import gallery
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.shapes import TrainState
@@ -315,6 +315,18 @@ def test_a_model_draws_in_the_precision_it_was_trained_in(folder):
 
     assert precision(trained.load(folder, ())) == "bfloat16"
     assert precision(trained.load(folder, (), sample=["matmul_precision=float32"])) == "float32"
+
+
+def test_a_knob_that_is_newer_than_a_stored_recipe_can_be_set():
+    """The embedded base was trained before ``svgd`` had a drive."""
+    stored = json.loads((weights.folder("fusion_base") / "recipe.json").read_text())
+    assert "drive" not in stored["sample"]["repulsion"]["svgd"]
+    words = ["repulsion.name=svgd", "repulsion.svgd.drive=0.1"]
+    model = trained.load("fusion_base", (), sample=words)
+    made = build.sampler(model.config, model.shape).repulsion
+    assert (made.drive, made.clean, made.weight) == (0.1, False, 1.0)
+    with pytest.raises(ValueError, match="no 'driv' there; do you mean drive"):
+        trained.load("fusion_base", (), sample=["repulsion.svgd.driv=0.1"])
 
 
 # All that acts on the noise and on the way, with one choice among candidates: few programs.

@@ -30,6 +30,11 @@ def get_config(preset: str = ""):
     samples: list[list[str]] = [
         *_choices("repulsion", "particle", "weight", (100, 300, 1000, 3000)),
         *_choices("repulsion", "svgd", "weight", (1, 3, 10, 30)),
+        *(
+            [*heavy, f"repulsion.svgd.drive={drive:g}", "repulsion.svgd.clean=True"]
+            for heavy in _choices("repulsion", "svgd", "weight", (100, 800))
+            for drive in (3e-4, 1e-3)
+        ),
         *_choices("repulsion", "diverse_flow", "weight", (100, 300, 1000, 3000)),
         *(
             [*few, "view.name=clip"]

@@ -102,36 +102,47 @@ class ParticleGuidance:
 class Svgd:
     """Stein variational gradient descent of the group towards p_t, beside the flow.
 
-        g_i = 1 / K sum_j [k(z_j, z_i) s_j + grad_{z_j} k(z_j, z_i)],    k as in ParticleGuidance
+        g_i = 1 / K sum_j [drive k(f_j, f_i) s_j + grad_{f_j} k(f_j, f_i)], k as in ParticleGuidance
 
-    (Liu and Wang 2016, arXiv 1608.04471, eq. 8; as a form of particle guidance in the published
-    code of arXiv 2310.13102, which sums where this averages.) Compared are the z_t, not the x0_hat:
-    by Stein's identity the mean over p_t of the bracket is 0 when k and s are of the same variable,
-    so that a group already spread as p_t is left alone. j = i is part of that and counts.
+    with drive = 1 and f = z_t (Liu and Wang 2016, arXiv 1608.04471, eq. 8; as a form of particle
+    guidance in the published code of arXiv 2310.13102, which sums where this averages). By Stein's
+    identity the mean over p_t of the bracket then is 0, so that a group already spread as p_t is
+    left alone; j = i is part of that and counts. In d dimensions, though, the slopes of the kernel
+    are some 2 log K / sqrt(d) long where the scores are sqrt(d) / t: nothing is left of the
+    repulsion. A drive below 1 is the annealed form (D'Angelo and Fortuin 2021, arXiv 2101.09815),
+    which heads for the flatter p_t^drive. Drive 0 with ``clean`` is ``ParticleGuidance`` at the
+    weight w / K.
 
     Attributes:
-      weight: w, has no unit; 1 / K of it is added to a sample's own score.
+      weight: w, has no unit; drive / K of it is added to a sample's own score.
       interval: acts while lo <= t <= hi; elsewhere exactly the plain velocity.
       largest: bound on |dv| / |v| of a row.
+      drive: of the scores against the repulsion, at least 0.
+      clean: f is x0_hat, which shows at large t already what the samples become, instead of z_t;
+        the identity above does not hold for it.
     """
 
     weight: float = 1.0
     interval: tuple[float, float] = (0.5, 0.99)
     largest: float = 0.5
+    drive: float = 1.0
+    clean: bool = False
 
     def __post_init__(self):
         _check(self.weight, self.largest)
+        if self.drive < 0:
+            raise ValueError(f"the drive of svgd must be at least 0, not {self.drive}")
 
     def __call__(self, velocity: Velocity, samples: int) -> Velocity:
         """The repelled field; arguments and errors as for ``ParticleGuidance``."""
 
         def push(z: Array, v: Array, t: Array) -> Array:
             rows = along_rows(t, z)
-            x = z.reshape(-1, samples, z[0].size)
-            noise = (z + (1 - rows) * v).reshape(x.shape)
-            kernel, bandwidth = _kernel(x)
-            pull = -product("pij,pjf->pif", kernel, noise) / samples
-            apart = _apart(2 / bandwidth * kernel, x) / samples
+            noise = (z + (1 - rows) * v).reshape(-1, samples, z[0].size)
+            f = (z - rows * v if self.clean else z).reshape(noise.shape)
+            kernel, bandwidth = _kernel(f)
+            pull = -self.drive / samples * product("pij,pjf->pif", kernel, noise)
+            apart = _apart(2 / bandwidth * kernel, f) / samples
             return pull.reshape(z.shape) + rows * apart.reshape(z.shape)
 
         return _repelled(velocity, samples, push, self.weight, self.interval, self.largest)

@@ -109,11 +109,12 @@ def test_diverse_flow_is_the_gradient_of_its_determinants(space):
         np.testing.assert_allclose(found, slope(potential, group), atol=2e-4)
 
 
-def test_svgd_sums_the_scores_and_the_slopes_of_the_kernel():
+@pytest.mark.parametrize(("drive", "clean"), [(1.0, False), (0.3, False), (0.3, True)])
+def test_svgd_sums_the_scores_and_the_slopes_of_the_kernel(drive, clean):
     z, t = draw(P * K, 2, 3), 0.7
-    got = extra_score(repulsion.Svgd, z, t).reshape(P, K, -1)
+    got = extra_score(partial(repulsion.Svgd, drive=drive, clean=clean), z, t).reshape(P, K, -1)
     score = np.asarray(-(z + (1 - t) * field(z, times(t))) / t, np.float64).reshape(P, K, -1)
-    points = np.asarray(z, np.float64).reshape(P, K, -1)
+    points = np.asarray(estimates(z, t) if clean else z, np.float64).reshape(P, K, -1)
     for p in range(P):
         for i in range(K):
             h = np.median(np.delete(distances(points[p])[i], i)) ** 2 / np.log(K)
@@ -122,7 +123,7 @@ def test_svgd_sums_the_scores_and_the_slopes_of_the_kernel():
                 return np.exp(-((x - points[p, i]) ** 2).sum() / h)
 
             pairs = zip(points[p], score[p], strict=True)
-            terms = [kernel(x) * s + slope(kernel, x) for x, s in pairs]
+            terms = [drive * kernel(x) * s + slope(kernel, x) for x, s in pairs]
             np.testing.assert_allclose(got[p, i], np.mean(terms, axis=0), atol=2e-5)
 
 
@@ -141,6 +142,18 @@ def test_svgd_leaves_a_group_that_is_spread_as_it_should_be():
         return jnp.sqrt(jnp.mean((made(gaussian, rows)(z, t) - gaussian(z, t)) ** 2))
 
     assert moved(z) < 0.2 * min(moved(0.3 * z), moved(z + 1.0))
+
+
+def test_svgd_without_a_drive_is_particle_guidance_of_the_estimates():
+    z, t = draw(P * K, 2, 3), times(0.7)
+    undriven = repulsion.Svgd(weight=2.0, drive=0.0, clean=True, interval=EVERYWHERE)
+    particles = repulsion.ParticleGuidance(weight=2.0 / K, interval=EVERYWHERE)
+    np.testing.assert_allclose(compiled(undriven)(z, t), compiled(particles)(z, t), atol=1e-6)
+
+
+def test_svgd_refuses_a_drive_uphill():
+    with pytest.raises(ValueError, match="drive of svgd must be at least 0, not -1"):
+        repulsion.Svgd(drive=-1.0)
 
 
 @pytest.mark.parametrize("cls", ALL)
