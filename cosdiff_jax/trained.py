@@ -158,7 +158,7 @@ def _told(config: Any, words: Sequence[str]) -> Any:
 
 def _with_newer_knobs(sample: Any) -> Any:
     """A copy that has the knobs which came after the recipe was stored, as they act unsaid."""
-    known = ConfigDict(json.loads(sample.to_json_best_effort()))
+    known: Any = ConfigDict(json.loads(sample.to_json_best_effort()))
     for choice, table in _GROWING.items():
         for name, knobs in known.get(choice, {}).items():
             made = table.get(name)
