@@ -39,7 +39,7 @@ def pairs(
     """Mean cosine of partners, which lie side by side, and of all other pairs, of each prompt."""
     cosines = np.einsum("pif,pjf->pij", f, f)
     i, j = np.triu_indices(f.shape[1], 1)
-    partners = (i // 2 == j // 2) & (i % 2 == 0)
+    partners = i // 2 == j // 2
     found = cosines[:, i, j]
     return found[:, partners].mean(axis=1), found[:, ~partners].mean(axis=1)
 

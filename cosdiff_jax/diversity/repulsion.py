@@ -108,7 +108,7 @@ class Svgd:
     guidance in the published code of arXiv 2310.13102, which sums where this averages). By Stein's
     identity the mean over p_t of the bracket then is 0, so that a group already spread as p_t is
     left alone; j = i is part of that and counts. In d dimensions, though, the slopes of the kernel
-    are some 2 log K / sqrt(d) long where the scores are sqrt(d) / t: nothing is left of the
+    come to some log K / sqrt(d) where the scores have sqrt(d) / t: nothing is left of the
     repulsion. A drive below 1 is the annealed form (D'Angelo and Fortuin 2021, arXiv 2101.09815),
     which heads for the flatter p_t^drive. Drive 0 with ``clean`` is ``ParticleGuidance`` at the
     weight w / K.
