@@ -160,7 +160,8 @@ def _hidden(source: str) -> tuple[Feature, Frozen, Any, Callable[[str], TextStre
             return None
         return sampler.read(model.frozen, tokens, mask)[0]
 
-    frozen = {"anchor": model.params, **{k: model.frozen[k] for k in ("vae",) if k in model.frozen}}
+    # The language model's weights are looked through too: they belong to the digest.
+    frozen = {**model.frozen, "anchor": model.params}
     return build.hidden(model.config), frozen, sampler.vae, read, model.shape[0]
 
 
