@@ -34,6 +34,7 @@ class Trained:
       params: the backbone's weights.
       frozen: the other networks' weights, where the recipe has them.
       tokenizer: of the captions.
+      told: the changes to the recipe's ``sample`` that were asked for when it was loaded.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Trained:
     params: Params
     frozen: Frozen
     tokenizer: Tokenizer
+    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,8 +59,14 @@ class Trained:
     def as_asked(
         self, steps: int | None, guidance: float | None, sample: Mapping[str, Any] | None
     ) -> Any:
-        """The recipe with these changes to its ``sample``."""
+        """The recipe with these changes to its ``sample``, over which goes what was told.
+
+        Raises:
+          ValueError: both choose, and differ.
+        """
+        _agree(sample or {}, self.told)
         config = _changed(self.config, sample or {})
+        config.sample.update(dict(self.told))
         if steps is not None:
             config.sample.steps = steps
         if guidance is not None:
@@ -113,7 +121,7 @@ def load(
     config.backbone = {"name": "asset", "asset": {"path": str(folder)}}
     if (folder / "tokenizer.json").is_file():
         config.tokenizer = {"name": "asset", "asset": {"path": str(folder)}}
-    return _ready(source, _told(config, sample), modules.parameters(config.backbone), roles)
+    return _ready(source, config, modules.parameters(config.backbone), roles, sample)
 
 
 def _from_run(workdir: Path, roles: tuple[str, ...], ema: bool, sample: Sequence[str]) -> Trained:
@@ -121,10 +129,10 @@ def _from_run(workdir: Path, roles: tuple[str, ...], ema: bool, sample: Sequence
         stored = checkpoints.config()
         if stored is None:
             raise ValueError(f"no checkpoint in {workdir} yet")
-        config = _told(_config(stored, str(workdir)), sample)
+        config = _config(stored, str(workdir))
         step, params = checkpoints.weights("ema" if ema else "params")
     which = f"step {step}" if ema else f"step {step}, not averaged"
-    return _ready(f"{workdir} ({which})", config, params, roles)
+    return _ready(f"{workdir} ({which})", config, params, roles, sample)
 
 
 def _config(stored: dict[str, Any], source: str) -> Any:
@@ -139,8 +147,8 @@ def _config(stored: dict[str, Any], source: str) -> Any:
     return config
 
 
-def _told(config: Any, words: Sequence[str]) -> Any:
-    """The recipe with changes to its ``sample`` that are written "field=value"."""
+def _told(config: Any, words: Sequence[str]) -> dict[str, Any]:
+    """Changes to the recipe's ``sample`` that are written "field=value"."""
     changes: dict[str, Any] = {}
     known = _with_newer_knobs(config.sample) if words else config.sample
     for word in words:
@@ -153,7 +161,17 @@ def _told(config: Any, words: Sequence[str]) -> Any:
         for part in path:
             inner = inner.setdefault(part, {})
         inner[last] = value
-    return _changed(config, changes) if changes else config
+    return changes
+
+
+def _agree(method: Mapping[str, Any], told: Mapping[str, Any], above: str = "") -> None:
+    """Numbers that were told go before a method's own; what is chosen is the method."""
+    for field, value in told.items():
+        theirs = method.get(field)
+        if isinstance(value, Mapping) and isinstance(theirs, Mapping):
+            _agree(theirs, value, f"{above}{field}.")
+        elif field == "name" and theirs not in (None, value):
+            raise ValueError(f"--sample={above}name={value}: the method takes {theirs}")
 
 
 def _with_newer_knobs(sample: Any) -> Any:
@@ -224,7 +242,11 @@ def _changed(config: Any, sample: Mapping[str, Any]) -> Any:
     return config
 
 
-def _ready(name: str, config: Any, params: Params, roles: tuple[str, ...]) -> Trained:
+def _ready(
+    name: str, config: Any, params: Params, roles: tuple[str, ...], sample: Sequence[str]
+) -> Trained:
+    told = _told(config, sample)
+    config = _changed(config, told) if told else config
     roles = tuple(dict.fromkeys((*roles, *build.drawing(config.sample))))
     frozen = modules.frozen(config, tuple(role for role in roles if role != "clip"))
     if "clip" in roles:
@@ -241,6 +263,7 @@ def _ready(name: str, config: Any, params: Params, roles: tuple[str, ...]) -> Tr
         params=sharding.replicate(params, sharding.local()),
         frozen=sharding.replicate(frozen, sharding.local()),
         tokenizer=build.tokenizer(config.tokenizer),
+        told=told,
     )
 
 

@@ -329,6 +329,22 @@ def test_a_knob_that_is_newer_than_a_stored_recipe_can_be_set():
         trained.load("fusion_base", (), sample=["repulsion.svgd.driv=0.1"])
 
 
+def test_what_is_told_goes_before_a_methods_own_numbers_and_not_before_its_choice(folder):
+    def made(method, *words):
+        model = trained.load(folder, ("llm", "clip"), sample=words)
+        return diverse.DiverseSampler(model=model, method=method, steps=2).config.sample
+
+    told = made("svgd", "repulsion.svgd.weight=2", "repulsion.svgd.largest=1")
+    assert told.repulsion.name == "svgd"
+    assert (told.repulsion.svgd.weight, told.repulsion.svgd.largest) == (2.0, 1.0)
+    assert told.repulsion.svgd.drive == made("svgd").repulsion.svgd.drive == 3e-4
+    assert made("svgd", "repulsion.name=svgd").repulsion.svgd.weight == 800.0
+    with pytest.raises(
+        ValueError, match=r"^--sample=repulsion\.name=particle: the method takes svgd"
+    ):
+        made("svgd", "repulsion.name=particle")
+
+
 # All that acts on the noise and on the way, with one choice among candidates: few programs.
 TOGETHER = [
     "orthogonal+particle+cads+free_start+max_min",

@@ -126,7 +126,8 @@ def test_a_drawing_can_change_the_recipes_sample(tmp_path):
         command = study.draw_command(point, tmp_path, tmp_path / "out")
         asked = [o.removeprefix("--sample=") for o in command if o.startswith("--sample=")]
         assert asked == shlex.split(point.get("sample", ""))
-        changed = trained._told(model, asked)  # refuses what the recipe lacks
+        told = trained._told(model, asked)  # refuses what the recipe lacks
+        changed = trained._changed(model, told)
         assert (changed.to_json() == model.to_json()) == (not asked)
         words |= {word.split("=")[0] for word in asked}
     assert {"repulsion.svgd.weight", "condition.cads.scale"} <= words
