@@ -15,11 +15,11 @@ are judged by a classifier's accuracy and by how far their diversity is from the
 over all settings mixes the two.
 
 ``:twelve`` takes twelve formulations that were chosen before any was trained: each of the eleven
-families, and of ``rf/lognorm`` both that the paper names. With other work beside it a Scenes
-training of 500 steps took 16 minutes on one slow core of an AMD EPYC, and a drawing of 128 pictures
-one and a half: on two cores, a share each (``--shard=0 --shards=2``), twelve of them and two more
-seeds of five should take less than eight hours. ``--only`` picks trainings, by their whole name
-where there is one of that name; more seeds of the best are
+families, and of ``rf/lognorm`` both that the paper names. A Scenes training of 500 steps took 12
+minutes on one slow core of an AMD EPYC, and a drawing of 128 pictures one: on two cores, a share
+each (``--shard=0 --shards=2``), twelve of them and two more seeds of five take some five hours.
+``--only`` picks trainings, by their whole name where there is one of that name; more seeds of the
+best are
 
     ... --config.seeds="(0,1,2)" --only="scenes eps/linear" --only="scenes rf/lognorm(0.00,1.00)"
 
