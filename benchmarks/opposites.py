@@ -21,12 +21,14 @@ import json
 from datetime import date
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from cosdiff_jax import trained
 from cosdiff_jax.data.scenes.held_out import held_out
 from cosdiff_jax.diverse import DiverseSampler
+from cosdiff_jax.diversity import similarity
 from cosdiff_jax.metrics.bootstrap import Bootstrap
 from cosdiff_jax.report import facts
 
@@ -37,10 +39,9 @@ def pairs(
     f: Float[np.ndarray, "P K F"],
 ) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Mean cosine of partners, which lie side by side, and of all other pairs, of each prompt."""
-    cosines = np.einsum("pif,pjf->pij", f, f)
     i, j = np.triu_indices(f.shape[1], 1)
     partners = i // 2 == j // 2
-    found = cosines[:, i, j]
+    found = np.asarray(similarity.cosine_matrix(jnp.asarray(f)))[:, i, j]
     return found[:, partners].mean(axis=1), found[:, ~partners].mean(axis=1)
 
 
@@ -62,6 +63,8 @@ def main() -> None:
         parser.error(f"--num={args.num}: partners and others take an even number from 4 on")
 
     model = trained.load(args.model, ("llm", "vae", "clip"))
+    if "clip" not in model.frozen:
+        parser.error(f"--model={args.model} has no CLIP to compare its pictures by")
     kept = ("model", "prompts", "num", "steps", "seed")
     asked = {**{name: getattr(args, name) for name in kept}, **model.digests}
     rows = []

@@ -62,12 +62,12 @@ class Trained:
         """The recipe with these changes to its ``sample``, over which goes what was told.
 
         Raises:
-          ValueError: both choose, and differ.
+          ValueError: both choose, or count steps, and differ.
         """
-        _agree(sample or {}, self.told)
-        config = _changed(self.config, sample or {})
-        config.sample.update(dict(self.told))
+        config = _changed(self.config, _over(sample or {}, self.told))
         if steps is not None:
+            if self.told.get("steps", steps) != steps:
+                raise ValueError(f"--sample=steps={self.told['steps']}: --steps says {steps}")
             config.sample.steps = steps
         if guidance is not None:
             chosen = config.sample.guidance
@@ -164,14 +164,18 @@ def _told(config: Any, words: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _agree(method: Mapping[str, Any], told: Mapping[str, Any], above: str = "") -> None:
+def _over(method: Mapping[str, Any], told: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Numbers that were told go before a method's own; what is chosen is the method."""
+    both = dict(method)
     for field, value in told.items():
-        theirs = method.get(field)
+        theirs = both.get(field)
         if isinstance(value, Mapping) and isinstance(theirs, Mapping):
-            _agree(theirs, value, f"{above}{field}.")
+            both[field] = _over(theirs, value, f"{above}{field}.")
         elif field == "name" and theirs not in (None, value):
             raise ValueError(f"--sample={above}name={value}: the method takes {theirs}")
+        else:
+            both[field] = value
+    return both
 
 
 def _with_newer_knobs(sample: Any) -> Any:
@@ -189,6 +193,9 @@ def _with_newer_knobs(sample: Any) -> Any:
 
 
 _GROWING = {
+    "solver": tables.SOLVERS,
+    "grid": tables.GRIDS,
+    "guidance": tables.GUIDANCES,
     "noise": tables.NOISES,
     "condition": tables.CONDITIONS,
     "repulsion": tables.REPULSIONS,

@@ -339,6 +339,12 @@ def test_what_is_told_goes_before_a_methods_own_numbers_and_not_before_its_choic
     assert (told.repulsion.svgd.weight, told.repulsion.svgd.largest) == (2.0, 1.0)
     assert told.repulsion.svgd.drive == made("svgd").repulsion.svgd.drive == 3e-4
     assert made("svgd", "repulsion.name=svgd").repulsion.svgd.weight == 800.0
+    # What is told of the plain form of guidance holds for the composed one that a method takes.
+    free = "guidance.classifier_free.interval=(0.0, 0.8)"
+    assert tuple(made("interval", free).guidance.classifier_free.interval) == (0.0, 0.8)
+    assert tuple(made("skip_layer", free).guidance.composed.interval) == (0.0, 0.8)
+    with pytest.raises(ValueError, match=r"^--sample=steps=4: --steps says 2$"):
+        made("svgd", "steps=4")
     with pytest.raises(
         ValueError, match=r"^--sample=repulsion\.name=particle: the method takes svgd"
     ):

@@ -80,6 +80,7 @@ def test_a_flow_model_sees_pictures_beside_their_caption():
     other = {"caption": "four large red rings"}
     assert view(GROUP["images"], other) != told("hidden", seen(GROUP["caption"]))
     assert view(GROUP["images"], {"caption": "a red ring " * 200}) == {}
+    assert view.frozen.keys() == {"anchor", "llm", "vae"}  # all of which the digest is of
 
 
 def test_vgg_compares_place_by_place(vgg):
