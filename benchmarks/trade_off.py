@@ -11,6 +11,7 @@ both. Also prints the lines of a table in Markdown, against the base model, and 
 """
 
 import argparse
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from matplotlib.axes import Axes
 
 from cosdiff_jax import diverse
 from cosdiff_jax.metrics import pareto
-from cosdiff_jax.report import figures
+from cosdiff_jax.report import figures, labels
 
 Row = Mapping[str, Any]
 # Training -> its name in the legend.
@@ -72,6 +73,15 @@ def limits(values: Sequence[float], far: float = 5.0, margin: float = 0.12) -> t
     near = [value for value in values if abs(value - middle) <= far * deviation]
     room = margin * (max(near) - min(near))
     return min(near) - room, max(near) + room
+
+
+def along(line: Sequence[tuple[float, float]], number: int = 24) -> list[tuple[float, float]]:
+    """Points on each piece of a line, for names to keep off it."""
+    return [
+        (float(x), float(y))
+        for start, end in itertools.pairwise(line)
+        for x, y in np.linspace(start, end, number)
+    ]
 
 
 def line(called: str, rows: Sequence[Row], prefix: str = "") -> str:
@@ -153,7 +163,8 @@ def main() -> None:
         axes.legend(loc="lower left", fontsize=8, **frame)
         axes.set_xlabel(figures.called(args.x))
         axes.set_ylabel(figures.called(args.y))
-        figures.names(axes, named, bold="independent")
+        upright = [(true[0], end) for end in ends[1]]
+        labels.beside(axes, named, others=[*along(best), *along(upright)], bold="independent")
 
     plain = ("independent", *TRAININGS)
     table = [["method", args.x, args.y, "command"]]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -201,74 +200,6 @@ def point(
         linestyle="none",
         label=label,
     )
-
-
-# Where a name may stand beside its point, in typographical points, the best first.
-_PLACES = (
-    *((6, 4, "left"), (6, -10, "left"), (-6, 4, "right"), (-6, -10, "right")),
-    *((0, 9, "center"), (0, -15, "center"), (8, -3, "left"), (-8, -3, "right")),
-    *((4, 14, "left"), (4, -20, "left"), (-4, 14, "right"), (-4, -20, "right")),
-)
-_ROUNDS = 4  # in which each name may move once
-_OUTSIDE = 4  # how much worse than over another name it is to stand beyond the axes
-
-
-def names(
-    axes: Axes,
-    points: Mapping[str, tuple[float, float]],
-    *,
-    others: Sequence[tuple[float, float]] = (),
-    bold: str = "",
-) -> None:
-    """Names beside points, each where it covers least of other names and points, within the axes.
-
-    To be called when everything else is drawn and the limits are set.
-
-    Args:
-      axes: where the points are.
-      points: name -> (x, y).
-      others: points without a name, not to be covered either.
-      bold: the name that stands out.
-    """
-    canvas = axes.get_figure(root=True)
-    assert canvas is not None
-    canvas.draw_without_rendering()  # settles where the data lie
-    to_pixels, scale = axes.transData.transform, canvas.dpi / 72
-    marks = [np.array([*(p - 6), *(p + 6)]) for p in map(to_pixels, [*points.values(), *others])]
-    told = {}
-    for name, at in points.items():
-        weight = "bold" if name == bold else "normal"
-        told[name] = axes.annotate(
-            name, at, xytext=(0, 0), textcoords="offset points", fontsize=8, fontweight=weight
-        )
-    sizes = {name: text.get_window_extent().size for name, text in told.items()}
-    inside = np.ravel(axes.get_window_extent().get_points())
-
-    def box(name: str, place: tuple[int, int, str]) -> np.ndarray:
-        right, up, side = place
-        width, height = sizes[name]
-        x, y = to_pixels(points[name]) + np.array([right, up]) * scale
-        x -= {"left": 0, "right": width, "center": width / 2}[side]
-        return np.array([x, y, x + width, y + height])
-
-    chosen: dict[str, tuple[int, int, str]] = {}
-    for _ in range(_ROUNDS):
-        for name in points:
-            taken = [*marks, *(box(n, place) for n, place in chosen.items() if n != name)]
-            boxes = [box(name, place) for place in _PLACES]
-            covered = [
-                sum(_overlap(it, other) for other in taken) - _OUTSIDE * _overlap(it, inside)
-                for it in boxes
-            ]
-            chosen[name] = _PLACES[int(np.argmin(covered))]
-    for name, (right, up, side) in chosen.items():
-        told[name].set_position((right, up))
-        told[name].set_horizontalalignment(side)
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    return float(np.prod(np.maximum(sides, 0)))
 
 
 def bars(folder: Path, found: Found) -> Figure | None:

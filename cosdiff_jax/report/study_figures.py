@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cosdiff_jax.metrics import pareto
-from cosdiff_jax.report import figures
+from cosdiff_jax.report import figures, labels
 from cosdiff_jax.report.measures import ROWS
 from cosdiff_jax.report.setting import DRAWN, PARTS, Cell, Row, Setting, named, truths
 
@@ -74,15 +74,16 @@ def trade(
             colour = figures.COLOURS[index % len(figures.COLOURS)]
             axes.plot([], [], figures.MARKS[index % len(figures.MARKS)], color=colour, label=kind)
         aim = (true.cell(x), true.cell(y))
+        star = []
         if aim[0] is not None and aim[1] is not None:
-            axes.plot(
-                aim[0]["mean"], aim[1]["mean"], "*", color=figures.GREY, markersize=13, label="true"
-            )
+            star = [(aim[0]["mean"], aim[1]["mean"])]
+            axes.plot(*star[0], "*", color=figures.GREY, markersize=13, label="true")
         axes.set_xlabel(called(x, found))
         axes.set_ylabel(called(y, found))
         axes.margins(0.1)
         figures.legend(axes)
-        figures.names(axes, told, others=[at for at in places if at not in told.values()])
+        unnamed = [at for at in places if at not in told.values()]
+        labels.beside(axes, told, others=[*unnamed, *star])
 
     places = [(a["mean"], b["mean"]) for _, a, b in points]
     short = _short([each for each, _, _ in points])
