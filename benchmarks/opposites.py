@@ -12,8 +12,8 @@ of the difference: in a group of two by all of it, in one of eight by a seventh,
 more prompts to see.
 
 Prints one JSON line for each method at each guidance and writes them all to ``--out``; what stands
-there already, asked in the same way, is kept. The difference has the 95 % interval of a bootstrap
-over the prompts.
+there already, asked in the same way of the same weights, is kept. The difference has the 95 %
+interval of a bootstrap over the prompts.
 """
 
 import argparse
@@ -25,14 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from cosdiff_jax import trained
+from cosdiff_jax import diverse, trained, weights
 from cosdiff_jax.data.scenes.held_out import held_out
-from cosdiff_jax.diverse import DiverseSampler
 from cosdiff_jax.diversity import similarity
 from cosdiff_jax.metrics.bootstrap import Bootstrap
 from cosdiff_jax.report import facts
 
 ROWS = 64
+PAIRED = ("antithetic", "low_frequency")
 
 
 def pairs(
@@ -43,6 +43,13 @@ def pairs(
     partners = i // 2 == j // 2
     found = np.asarray(similarity.cosine_matrix(jnp.asarray(f)))[:, i, j]
     return found[:, partners].mean(axis=1), found[:, ~partners].mean(axis=1)
+
+
+def pairs_samples(method: str) -> bool:
+    """Whether a method draws partners side by side, and keeps all that it draws."""
+    return diverse.overlay(method).get("noise", {}).get("name") in PAIRED and not diverse.chooses(
+        method
+    )
 
 
 def main() -> None:
@@ -62,37 +69,38 @@ def main() -> None:
     if args.num < 4 or args.num % 2:
         parser.error(f"--num={args.num}: partners and others take an even number from 4 on")
 
+    methods = args.method or list(PAIRED)
+    for method in methods:
+        if not pairs_samples(method):
+            parser.error(f"--method={method} draws no partners: {', '.join(PAIRED)} do, alone")
+
     model = trained.load(args.model, ("llm", "vae", "clip"))
     if "clip" not in model.frozen:
         parser.error(f"--model={args.model} has no CLIP to compare its pictures by")
     kept = ("model", "prompts", "num", "steps", "seed")
     asked = {**{name: getattr(args, name) for name in kept}, **model.digests}
+    asked["clip"] = weights.digest(model.frozen["clip"])
+    today = {"date": date.today().isoformat(), "machine": facts.machine()}
+    today["versions"] = facts.versions()
     rows = []
     if args.out is not None and args.out.exists():
         before = json.loads(args.out.read_text())
-        if before["arguments"] != asked:
+        if {name: before["arguments"].get(name) for name in asked} != asked:
             parser.error(f"{args.out} was measured with {before['arguments']}: name another --out")
         rows = before["rows"]
-    about = {
-        "arguments": asked,
-        "date": date.today().isoformat(),
-        "machine": facts.machine(),
-        "versions": facts.versions(),
-    }
     items = held_out(args.prompts, 1, args.seed)
     prompts = [items[index]["caption"] for index in range(args.prompts)]
     size = max(1, ROWS // args.num)
-    for method in args.method or ["antithetic", "low_frequency"]:
+    for method in methods:
         for guidance in args.guidance or [5.0, 1.0]:
             if (method, guidance) in {(row["method"], row["guidance"]) for row in rows}:
                 continue
-            draw = DiverseSampler(
+            draw = diverse.DiverseSampler(
                 model=model, num=args.num, method=method, steps=args.steps, guidance=guidance
             )
             groups = range(0, len(prompts), size)
             drawn = [draw.draw(prompts[first : first + size], seed=args.seed) for first in groups]
-            f = np.concatenate([each.f for each in drawn if each.f is not None])
-            partners, others = pairs(f)
+            partners, others = pairs(np.concatenate([np.asarray(each.f) for each in drawn]))
             value, low, high = Bootstrap()(partners - others)
             row = {
                 "method": method,
@@ -102,11 +110,12 @@ def main() -> None:
                 "difference": value,
                 "low": low,
                 "high": high,
+                **today,
             }
             rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
             print(json.dumps(rows[-1]), flush=True)
             if args.out is not None:
-                args.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+                args.out.write_text(json.dumps({"arguments": asked, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,11 @@ def _hidden(backbone: Any, trained: Any, **knobs: Any) -> HiddenFeature:
 
 
 def hidden(config: Any) -> HiddenFeature:
-    """What the recipe's own backbone makes of pictures; its weights are ``frozen["anchor"]``."""
+    """What the recipe's own backbone makes of pictures at t = 0.1, not centred.
+
+    Its weights are ``frozen["anchor"]``. The numbers are the feature's defaults, whatever the
+    recipe's own feature looks at, so that models trained in different ways are seen alike.
+    """
     trained = config.objective.flow_matching
     return _hidden(modules.model("backbone", config.backbone), trained)
 

@@ -18,7 +18,7 @@ that was stopped goes on where it was. The other metrics are of the frozen netwo
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from cosdiff_jax.survey import TOP_PERCENT, Eye, Survey, Surveyed
 
 FLAGS = flags.FLAGS
 _log = logging.getLogger("cosdiff_jax")
+STEPS = 25  # where neither --steps nor --sample says
 NETWORKS = ("clip", "latent_clip", "vae", "llm", "consistency")
 
 
@@ -168,6 +169,10 @@ def _study(folder: Path, out: Path) -> str:
     return "\n".join(f"hypervolume of {name}: {value:.4g}" for name, value in volumes.items())
 
 
+def _tells_steps(sample: Sequence[str]) -> bool:
+    return any(change.partition("=")[0] == "steps" for change in sample)
+
+
 def define() -> None:
     """Define the flags; not at import, for several entry points share names."""
     metrics = ["pictures", *NETWORKS]
@@ -180,7 +185,7 @@ def define() -> None:
     flags.DEFINE_string("reference", None, "Real pictures of the prompts of a file")
     flags.DEFINE_bool("paired", False, "PSNR and SSIM with the reference, picture by picture")
     flags.DEFINE_integer("num", 4, "Pictures per prompt", lower_bound=2)
-    flags.DEFINE_integer("steps", 25, "Solver steps", lower_bound=1)
+    flags.DEFINE_integer("steps", None, f"Solver steps, by default {STEPS}", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Scale s; by default the recipe's")
     flags.DEFINE_integer("seed", 0, "Of prompts, true pictures and noise", lower_bound=0)
     known = ", ".join(diverse.METHODS)
@@ -230,7 +235,7 @@ def main(argv: list[str]) -> None:
                 paired=FLAGS.paired,
                 num=FLAGS.num,
                 candidates=FLAGS.candidates,
-                steps=FLAGS.steps,
+                steps=FLAGS.steps or (None if _tells_steps(FLAGS.sample) else STEPS),
                 guidance=FLAGS.guidance,
                 seed=FLAGS.seed,
                 eye=FLAGS.clip,

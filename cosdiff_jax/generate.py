@@ -306,6 +306,8 @@ def _settings(draw: DiverseSampler, seed: int, sample: Sequence[str]) -> dict[st
         "seed": seed,
         "size": f"{height}x{width}",
         "sample": list(sample) or None,
+        # A method is what it changes, which another version may have changed.
+        "changes": json.loads(json.dumps(overlay(draw.method))) or None,
     }
 
 

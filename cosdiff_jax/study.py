@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from absl import app, flags
 from ml_collections import config_flags
 
-from cosdiff_jax import survey, trained
+from cosdiff_jax import diverse, survey, trained
 from cosdiff_jax.report import measures, setting
 
 _log = logging.getLogger("cosdiff_jax")
@@ -109,7 +109,8 @@ def run(
 
     Raises:
       ValueError: a command failed; it is named, and its own words are in the log beside the row.
-        Or a row is of other weights that had a model's name before.
+        Or a row is of other weights, or of other changes, that had a model's or a method's name
+        before.
     """
     asked = _asked([training["name"] for training in config.trainings], only)
     chosen = [point for point in points(config) if point["training"] in asked]
@@ -119,9 +120,10 @@ def run(
     done = 0
     for number, point in enumerate(mine):
         row = workdir / "rows" / f"{_digest(point)}.parquet"
-        own = {"weights": _weights(point["model"])} if point["model"] else {}
+        own = {"changes": json.dumps(diverse.overlay(point["method"]), sort_keys=True)}
+        own |= {"weights": _weights(point["model"])} if point["model"] else {}
         if row.exists():
-            _same_weights(row, own)
+            _same(row, own)
             continue
         _log.warning("point %d of %d: %s", number + 1, len(mine), _say(point))
         log = row.with_suffix(".log")
@@ -151,13 +153,15 @@ def _weights(model: str) -> str:
     return trained.load(model, ()).digests["weights"]
 
 
-def _same_weights(row: Path, own: Mapping[str, str]) -> None:
+def _same(row: Path, own: Mapping[str, str]) -> None:
+    """That a row is of the weights and the changes which its names stand for now."""
     (known,) = pq.read_table(row).to_pylist()
-    if own and known.get("weights", own["weights"]) != own["weights"]:
-        raise ValueError(
-            f"{row} is of other weights that were called {known['model']} "
-            f"({known['weights']}, not {own['weights']}): choose another --workdir"
-        )
+    for what, called in {"weights": "model", "changes": "method"}.items():
+        if what in own and known.get(what, own[what]) != own[what]:
+            raise ValueError(
+                f"{row} is of other {what} that were called {known[called]} "
+                f"({known[what]}, not {own[what]}): choose another --workdir"
+            )
 
 
 def gather(workdir: Path) -> Path:

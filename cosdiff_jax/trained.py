@@ -8,9 +8,10 @@ import ast
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,24 @@ class Trained:
         """The recipe with these changes to its ``sample``, over which goes what was told.
 
         Raises:
-          ValueError: both choose, or count steps, and differ.
+          ValueError: both choose, count steps, or say how strong guidance is, and differ.
         """
-        config = _changed(self.config, _over(sample or {}, self.told))
+        _same_choices(sample or {}, self.told)
+        config = _changed(_changed(self.config, sample or {}), self.told)
         if steps is not None:
             if self.told.get("steps", steps) != steps:
                 raise ValueError(f"--sample=steps={self.told['steps']}: --steps says {steps}")
             config.sample.steps = steps
         if guidance is not None:
             chosen = config.sample.guidance
+            told = self.told.get("guidance", {})
+            for form in dict.fromkeys((chosen.name, "classifier_free")):
+                scale = told.get(form, {}).get("scale")
+                if scale not in (None, guidance):
+                    said = f"--sample=guidance.{form}.scale={scale:g}"
+                    raise ValueError(f"{said}: --guidance says {guidance:g}")
+                if scale is not None:
+                    break  # the composed form's own, and not the plain one's, is what acts
             chosen[chosen.name].scale = float(guidance)
         return config
 
@@ -164,18 +174,14 @@ def _told(config: Any, words: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _over(method: Mapping[str, Any], told: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Numbers that were told go before a method's own; what is chosen is the method."""
-    both = dict(method)
+def _same_choices(method: Mapping[str, Any], told: Mapping[str, Any], above: str = "") -> None:
+    """Numbers that were told go before a method's own, but what is chosen is the method."""
     for field, value in told.items():
-        theirs = both.get(field)
+        theirs = method.get(field)
         if isinstance(value, Mapping) and isinstance(theirs, Mapping):
-            both[field] = _over(theirs, value, f"{above}{field}.")
+            _same_choices(theirs, value, f"{above}{field}.")
         elif field == "name" and theirs not in (None, value):
             raise ValueError(f"--sample={above}name={value}: the method takes {theirs}")
-        else:
-            both[field] = value
-    return both
 
 
 def _with_newer_knobs(sample: Any) -> Any:
@@ -183,13 +189,24 @@ def _with_newer_knobs(sample: Any) -> Any:
     known: Any = ConfigDict(json.loads(sample.to_json_best_effort()))
     for choice, table in _GROWING.items():
         for name, knobs in known.get(choice, {}).items():
-            made = table.get(name)
-            if isinstance(knobs, ConfigDict) and dataclasses.is_dataclass(made):
-                for knob in dataclasses.fields(made):
-                    plain = isinstance(knob.default, (bool, int, float, str, tuple))
-                    if plain and knob.name not in knobs:
-                        knobs[knob.name] = knob.default
+            if isinstance(knobs, ConfigDict) and name in table:
+                for knob, value in _unsaid(table[name]).items():
+                    if knob not in knobs:
+                        knobs[knob] = value
     return known
+
+
+def _unsaid(maker: Callable) -> dict[str, Any]:
+    """What the knobs of a constructor are by default, in whatever it is wrapped."""
+    made = inspect.unwrap(maker)
+    fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
+    # Objects are no knobs, nor are tuples of them, which are empty by default.
+    kinds = (bool, int, float, str, tuple)
+    return {
+        field.name: field.default
+        for field in fields
+        if field.init and isinstance(field.default, kinds) and field.default != ()
+    }
 
 
 _GROWING = {
@@ -197,6 +214,7 @@ _GROWING = {
     "grid": tables.GRIDS,
     "guidance": tables.GUIDANCES,
     "noise": tables.NOISES,
+    "descent": tables.DESCENTS,
     "condition": tables.CONDITIONS,
     "repulsion": tables.REPULSIONS,
     "selection": tables.SELECTIONS,
@@ -242,10 +260,13 @@ def _changed(config: Any, sample: Mapping[str, Any]) -> Any:
     chosen = config.sample.guidance
     if chosen.name == "composed":
         # What is asked of the plain form holds for the composed one, which has its fields too.
-        chosen.composed.update(said.get("classifier_free", {}))
+        asked = {**said.get("classifier_free", {}), **said.get("composed", {})}
+        chosen.composed.update(asked)
+    else:
+        asked = said.get(chosen.name, {})
     if "name" in said:
         # Another form is as strong as the recipe's own, unless it says.
-        chosen[chosen.name].scale = said.get(chosen.name, {}).get("scale", scale)
+        chosen[chosen.name].scale = asked.get("scale", scale)
     return config
 
 

@@ -2,13 +2,15 @@
 
 Cosines mean what their feature sees: ``latent`` where light and colour are, ``latent_clip`` what a
 caption could tell apart, ``vgg`` how alike two pictures look, place by place, ``hidden`` what a
-flow model's own middle layer makes of them beside their caption
+flow model's own middle layer makes of them beside their caption, nearly clean (t = 0.1, whatever
+its own training looked at)
 (``cosdiff_jax/diversity/README.md`` has what each of them is blind to).
 """
 
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from cosdiff_jax.features.vgg import VggFeature
 from cosdiff_jax.metrics import cosine
 from cosdiff_jax.shapes import Frozen, TextStream
 
+_log = logging.getLogger("cosdiff_jax")
 NAMES = ("latent", "latent_clip", "hidden", "vgg")
 
 
@@ -97,7 +100,8 @@ def load(said: Sequence[str], vgg: str | None, side: int, top_percent: float) ->
       top_percent: as for ``View``.
 
     Raises:
-      ValueError: an unknown name, or networks that are not there.
+      ValueError: an unknown name, or one that is named twice; networks that are not there, that
+        read other channels than the latents have, or that draw no colours.
     """
     views = []
     for each in said:
@@ -152,16 +156,22 @@ def _hidden(source: str) -> tuple[Feature, Frozen, Any, Callable[[str], TextStre
     if model.shape[2] != 3:
         raise ValueError(f"--view=hidden: {source} draws {model.shape[2]} channels, not colours")
     sampler = build.sampler(model.config, model.shape)
+    unread: list[str] = []
 
     def read(caption: str) -> TextStream | None:
         try:
             tokens, mask, _ = model.read([caption])
-        except ValueError:  # longer than the model's context
+        except ValueError as error:  # longer than the model's context
+            if not unread:
+                _log.warning("--view=hidden passes over what %s cannot read: %s", source, error)
+            unread.append(caption)
             return None
         return sampler.read(model.frozen, tokens, mask)[0]
 
-    # The language model's weights are looked through too: they belong to the digest.
-    frozen = {**model.frozen, "anchor": model.params}
+    # What is looked through, the language model too: the digest is of it, and of no network that
+    # the recipe draws with besides.
+    frozen = {role: model.frozen[role] for role in ("llm", "vae") if role in model.frozen}
+    frozen["anchor"] = model.params
     return build.hidden(model.config), frozen, sampler.vae, read, model.shape[0]
 
 

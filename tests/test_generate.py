@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import base
-from cosdiff_jax import build, checkpoint, diverse, generate, sharding, trained, weights
+from cosdiff_jax import build, checkpoint, diverse, generate, sharding, trained
 from cosdiff_jax.data import gallery
 from cosdiff_jax.models.fuse_dit import FuseDiT
 from cosdiff_jax.shapes import TrainState
@@ -317,16 +317,41 @@ def test_a_model_draws_in_the_precision_it_was_trained_in(folder):
     assert precision(trained.load(folder, (), sample=["matmul_precision=float32"])) == "float32"
 
 
-def test_a_knob_that_is_newer_than_a_stored_recipe_can_be_set():
-    """The embedded base was trained before ``svgd`` had a drive."""
-    stored = json.loads((weights.folder("fusion_base") / "recipe.json").read_text())
-    assert "drive" not in stored["sample"]["repulsion"]["svgd"]
-    words = ["repulsion.name=svgd", "repulsion.svgd.drive=0.1"]
-    model = trained.load("fusion_base", (), sample=words)
-    made = build.sampler(model.config, model.shape).repulsion
-    assert (made.drive, made.clean, made.weight) == (0.1, False, 1.0)
-    with pytest.raises(ValueError, match="no 'driv' there; do you mean drive"):
-        trained.load("fusion_base", (), sample=["repulsion.svgd.driv=0.1"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("repulsion.svgd.drive", 0.1),
+        ("guidance.composed.rescale", 0.5),
+        ("grid.shifted.double", True),
+        ("solver.ddim.eta", 0.5),
+        ("descent.cosine.moves", 2),
+    ],
+)
+def test_a_knob_that_is_newer_than_a_stored_recipe_can_be_set(folder, tmp_path, field, value):
+    older = tmp_path / "older"
+    shutil.copytree(Path(folder) / "model", older)
+    stored = json.loads((older / "recipe.json").read_text())
+    (*path, knob), known = field.split("."), stored["sample"]
+    for part in path:
+        known = known[part]
+    del known[knob]
+    (older / "recipe.json").write_text(json.dumps(stored))
+    names = [f"{path[0]}.name={path[1]}"]
+    config = trained.load(str(older), (), sample=[*names, f"{field}={value}"]).config
+    now = config.sample
+    for part in field.split("."):
+        now = now[part]
+    assert now == value
+    # What is no knob is not offered as one.
+    wrong = re.escape(f"the recipe has no {knob + 'z'!r} there; do you mean {knob}")
+    with pytest.raises(ValueError, match=wrong):
+        trained.load(str(older), (), sample=[f"{field}z=0"])
+
+
+@pytest.mark.parametrize("field", ["solver.euler.calls", "guidance.composed.field"])
+def test_what_is_no_knob_cannot_be_set(folder, field):
+    with pytest.raises(ValueError, match="the recipe has no"):
+        trained.load(folder, (), sample=[f"{field}=1"])
 
 
 def test_what_is_told_goes_before_a_methods_own_numbers_and_not_before_its_choice(folder):
@@ -345,10 +370,33 @@ def test_what_is_told_goes_before_a_methods_own_numbers_and_not_before_its_choic
     assert tuple(made("skip_layer", free).guidance.composed.interval) == (0.0, 0.8)
     with pytest.raises(ValueError, match=r"^--sample=steps=4: --steps says 2$"):
         made("svgd", "steps=4")
+    # What is told of the composed form holds too, where a method sets the plain one or both.
+    composed = "guidance.name=composed", "guidance.composed.interval=(0.0, 0.7)"
+    for method in ("interval", "interval+skip_layer", "skip_layer"):
+        assert tuple(made(method, *composed).guidance.composed.interval) == (0.0, 0.7), method
+    assert tuple(made("interval", composed[0]).guidance.composed.interval) == (0.1, 0.9)
+    strong = made("independent", composed[0], "guidance.classifier_free.scale=7")
+    assert strong.guidance.composed.scale == 7
+    assert made("skip_layer", "guidance.classifier_free.scale=7").guidance.composed.scale == 7
     with pytest.raises(
         ValueError, match=r"^--sample=repulsion\.name=particle: the method takes svgd"
     ):
         made("svgd", "repulsion.name=particle")
+
+
+@pytest.mark.parametrize("method", ["independent", "skip_layer"])
+def test_how_strong_guidance_is_can_be_told_once(folder, method):
+    word = "guidance.classifier_free.scale=2"
+
+    def strong(guidance):
+        model = trained.load(folder, ("llm", "clip"), sample=[word])
+        sampler = diverse.DiverseSampler(model=model, method=method, guidance=guidance)
+        chosen = sampler.config.sample.guidance
+        return chosen[chosen.name].scale
+
+    assert strong(None) == strong(2.0) == 2.0
+    with pytest.raises(ValueError, match=rf"^--sample={re.escape(word)}: --guidance says 5$"):
+        strong(5.0)
 
 
 # All that acts on the noise and on the way, with one choice among candidates: few programs.

@@ -80,7 +80,7 @@ def test_every_point_that_the_readme_draws_again_is_a_row_of_the_comparison():
             for row in rows
             if row["training"] == training
             and row["model"] == flags.get("model", "")
-            and row["method"] == flags["method"]
+            and row["method"] == flags.get("method", "independent")
             and row["candidates"] == int(flags.get("candidates", 0))
             and all(row[k] == float(flags[k]) for k in ("num", "prompts", "steps", "guidance"))
             and row["seed"] == int(flags["seed"])

@@ -231,8 +231,14 @@ def test_rows_of_a_model_that_was_replaced_are_not_gone_on_from(tmp_path, monkey
     of = trained.load("fusion_base", ()).digests["weights"]
     assert [row["weights"] for row in rows] == [of, of]
     assert study.run(config, tmp_path) == (0, 2)
-    monkeypatch.setattr(study, "_weights", lambda model: "another")
-    with pytest.raises(ValueError, match=rf"of other weights .* fusion_base \({of}, not another\)"):
+    with monkeypatch.context() as other:
+        other.setattr(study, "_weights", lambda model: "another")
+        with pytest.raises(
+            ValueError, match=rf"of other weights .* fusion_base \({of}, not another\)"
+        ):
+            study.run(config, tmp_path)
+    monkeypatch.setitem(diverse.METHODS, "independent", {"pruning": 0.5})
+    with pytest.raises(ValueError, match=r"of other changes .* independent \(\{\}, not \{\"pru"):
         study.run(config, tmp_path)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +81,35 @@ def test_a_flow_model_sees_pictures_beside_their_caption():
     assert view(GROUP["images"], GROUP) == told("hidden", seen(GROUP["caption"]))
     other = {"caption": "four large red rings"}
     assert view(GROUP["images"], other) != told("hidden", seen(GROUP["caption"]))
-    assert view(GROUP["images"], {"caption": "a red ring " * 200}) == {}
-    assert view.frozen.keys() == {"anchor", "llm", "vae"}  # all of which the digest is of
+    # The digest is of all that is looked through.
+    assert view.frozen.keys() == {"anchor", "llm", "vae"}
+    for role, params in view.frozen.items():
+        other = jax.tree.map(lambda x: x + 1, params)
+        changed = dataclasses.replace(view, frozen={**view.frozen, role: other})
+        assert changed.digest != view.digest, role
+
+
+def test_a_caption_that_a_flow_model_cannot_read_is_told_of_once(caplog):
+    (view,) = views.load(["hidden"], None, 64, 50.0)
+    for _ in range(2):
+        assert view(GROUP["images"], {"caption": "a red ring " * 200}) == {}
+    (said,) = caplog.messages
+    assert "--view=hidden passes over what fusion_base cannot read: " in said
+
+
+def test_a_flow_model_of_ones_own_is_seen_through(folder, tmp_path):
+    (view,) = views.load([f"hidden={folder}"], None, 64, 50.0)
+    assert view.frozen.keys() == {"anchor", "llm"}  # it has no latents
+    assert set(view(GROUP["images"], GROUP)) == {
+        f"{which}_hidden" for which in ("mean_cosine", "top_cosine", "vendi")
+    }
+    grey = tmp_path / "grey"
+    shutil.copytree(Path(folder) / "model", grey)
+    recipe = json.loads((grey / "recipe.json").read_text())
+    recipe["data"]["name"] = "digits"
+    (grey / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match=r"^--view=hidden: .* draws 1 channels, not colours"):
+        views.load([f"hidden={grey}"], None, 64, 50.0)
 
 
 def test_vgg_compares_place_by_place(vgg):

@@ -114,12 +114,15 @@ class Svgd:
     weight w / K.
 
     Attributes:
-      weight: w, has no unit; drive / K of it is added to a sample's own score.
+      weight: w, has no unit; w drive / K times a sample's score is added to it.
       interval: acts while lo <= t <= hi; elsewhere exactly the plain velocity.
       largest: bound on |dv| / |v| of a row.
-      drive: of the scores against the repulsion, at least 0.
+      drive: of the scores against the repulsion, has no unit: 1 is SVGD, 0 the repulsion alone.
       clean: f is x0_hat, which shows at large t already what the samples become, instead of z_t;
         the identity above does not hold for it.
+
+    Raises:
+      ValueError: a weight, bound or drive below 0.
     """
 
     weight: float = 1.0
@@ -137,9 +140,9 @@ class Svgd:
         """The repelled field; arguments and errors as for ``ParticleGuidance``."""
 
         def push(z: Array, v: Array, t: Array) -> Array:
-            rows = along_rows(t, z)
-            noise = (z + (1 - rows) * v).reshape(-1, samples, z[0].size)
-            f = (z - rows * v if self.clean else z).reshape(noise.shape)
+            path, rows = RectifiedFlow(), along_rows(t, z)
+            noise = path.noise(z, v, t).reshape(-1, samples, z[0].size)
+            f = (path.clean(z, v, t) if self.clean else z).reshape(noise.shape)
             kernel, bandwidth = _kernel(f)
             pull = -self.drive / samples * product("pij,pjf->pif", kernel, noise)
             apart = _apart(2 / bandwidth * kernel, f) / samples
