@@ -315,8 +315,11 @@ def _by_steps(folder: Path, ranking: Ranking) -> list[figures.Figure]:
             for index, (name, curve) in enumerate(curves.items()):
                 steps, values = zip(*curve, strict=True)
                 mark = figures.MARKS[index % len(figures.MARKS)]
-                colour = figures.COLOURS[index % len(figures.COLOURS)]
-                axes.plot(steps, values, f"{mark}-", color=colour, markersize=5, label=name)
+                # The one beyond the colours is told apart by its dashes.
+                look, colour = "--", figures.GREY
+                if index < LINES:
+                    look, colour = "-", figures.COLOURS[index]
+                axes.plot(steps, values, f"{mark}{look}", color=colour, markersize=5, label=name)
             axes.set_xlabel("Steps")
             axes.set_ylabel(_called(measure))
             figures.legend(axes)
