@@ -85,9 +85,11 @@ def main() -> None:
     rows = []
     if args.out is not None and args.out.exists():
         before = json.loads(args.out.read_text())
-        if {name: before["arguments"].get(name) for name in asked} != asked:
+        # Older files say no CLIP, and when and where only once.
+        if {name: before["arguments"].get(name, asked[name]) for name in asked} != asked:
             parser.error(f"{args.out} was measured with {before['arguments']}: name another --out")
-        rows = before["rows"]
+        once = {name: before[name] for name in today if name in before}
+        rows = [{**row, **once} for row in before["rows"]]
     items = held_out(args.prompts, 1, args.seed)
     prompts = [items[index]["caption"] for index in range(args.prompts)]
     size = max(1, ROWS // args.num)

@@ -1,9 +1,12 @@
 """Which pairs of a group benchmarks/opposites.py sets beside which."""
 
+import json
+
 import numpy as np
 import pytest
 
 from benchmarks import opposites
+from cosdiff_jax import trained
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,26 @@ def test_partners_lie_side_by_side_and_the_rest_is_every_other_pair():
     np.testing.assert_allclose(others, [0, 0])
     _, others = opposites.pairs(np.stack([[a, b, a, b]]))
     np.testing.assert_allclose(others, [0.5])  # two of four
+
+
+def test_an_older_file_is_gone_on_from_and_one_of_other_weights_is_not(
+    folder, tmp_path, monkeypatch, capsys
+):
+    place = tmp_path / "opposites.json"
+    model = trained.load(folder, ("llm", "vae", "clip"))
+    asked = {"model": folder, "prompts": 2, "num": 4, "steps": 1, "seed": 0, **model.digests}
+    known = {"method": "antithetic", "guidance": 1.0, "difference": 0.25}
+    place.write_text(json.dumps({"arguments": asked, "date": "2000-01-01", "rows": [known]}))
+    said = [f"--{name}={asked[name]}" for name in ("model", "prompts", "num", "steps", "seed")]
+    monkeypatch.setattr("sys.argv", ["opposites.py", *said, "--guidance=1", f"--out={place}"])
+    opposites.main()
+    kept, made = json.loads(place.read_text())["rows"]
+    assert kept == {**known, "date": "2000-01-01"}
+    assert (made["method"], made["guidance"]) == ("low_frequency", 1.0)
+    assert made["date"] > "2000-01-01" and made["low"] <= made["difference"] <= made["high"]
+    other = json.loads(place.read_text())
+    other["arguments"]["clip"] = "another"
+    place.write_text(json.dumps(other))
+    with pytest.raises(SystemExit):
+        opposites.main()
+    assert "name another --out" in capsys.readouterr().err
