@@ -169,8 +169,10 @@ def _study(folder: Path, out: Path) -> str:
     return "\n".join(f"hypervolume of {name}: {value:.4g}" for name, value in volumes.items())
 
 
-def _tells_steps(sample: Sequence[str]) -> bool:
-    return any(change.partition("=")[0] == "steps" for change in sample)
+def _steps(flag: int | None, sample: Sequence[str]) -> int | None:
+    """The flag's number, or the usual one unless ``--sample`` tells another."""
+    told = any(change.partition("=")[0] == "steps" for change in sample)
+    return flag if flag or told else STEPS
 
 
 def define() -> None:
@@ -235,7 +237,7 @@ def main(argv: list[str]) -> None:
                 paired=FLAGS.paired,
                 num=FLAGS.num,
                 candidates=FLAGS.candidates,
-                steps=FLAGS.steps or (None if _tells_steps(FLAGS.sample) else STEPS),
+                steps=_steps(FLAGS.steps, FLAGS.sample),
                 guidance=FLAGS.guidance,
                 seed=FLAGS.seed,
                 eye=FLAGS.clip,

@@ -74,13 +74,14 @@ class Trained:
         if guidance is not None:
             chosen = config.sample.guidance
             told = self.told.get("guidance", {})
-            for form in dict.fromkeys((chosen.name, "classifier_free")):
-                scale = told.get(form, {}).get("scale")
-                if scale not in (None, guidance):
-                    said = f"--sample=guidance.{form}.scale={scale:g}"
-                    raise ValueError(f"{said}: --guidance says {guidance:g}")
-                if scale is not None:
-                    break  # the composed form's own, and not the plain one's, is what acts
+            # The form's own scale acts, and the plain one's where it has none.
+            for form in (chosen.name, "classifier_free"):
+                if "scale" in told.get(form, {}):
+                    scale = told[form]["scale"]
+                    if scale != guidance:
+                        said = f"--sample=guidance.{form}.scale={scale:g}"
+                        raise ValueError(f"{said}: --guidance says {guidance:g}")
+                    break
             chosen[chosen.name].scale = float(guidance)
         return config
 

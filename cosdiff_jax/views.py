@@ -2,9 +2,8 @@
 
 Cosines mean what their feature sees: ``latent`` where light and colour are, ``latent_clip`` what a
 caption could tell apart, ``vgg`` how alike two pictures look, place by place, ``hidden`` what a
-flow model's own middle layer makes of them beside their caption, nearly clean (t = 0.1, whatever
-its own training looked at)
-(``cosdiff_jax/diversity/README.md`` has what each of them is blind to).
+flow model's own middle layer makes of them beside their caption at t = 0.1, whatever its training
+looked at (``cosdiff_jax/diversity/README.md`` has what each of them is blind to).
 """
 
 import dataclasses
@@ -164,7 +163,7 @@ def _hidden(source: str) -> tuple[Feature, Frozen, Any, Callable[[str], TextStre
         except ValueError as error:  # longer than the model's context
             if not unread:
                 _log.warning("--view=hidden passes over what %s cannot read: %s", source, error)
-            unread.append(caption)
+                unread.append(caption)  # told of once
             return None
         return sampler.read(model.frozen, tokens, mask)[0]
 

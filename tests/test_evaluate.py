@@ -453,3 +453,9 @@ def test_what_another_benchmark_calls_spec_is_not_for_the_oracle():
     images = np.zeros((1, 64, 64, 3), np.uint8)
     for spec in ({"count": 1}, "not JSON", '{"groups": []}', "[]"):
         assert scenes_of(images, {"spec": spec}) == {}
+
+
+def test_steps_are_the_usual_number_unless_something_tells_another():
+    assert evaluate._steps(None, ["solver.name=heun"]) == 25
+    assert evaluate._steps(None, ["steps=50"]) is None  # what was told acts by itself
+    assert evaluate._steps(10, ["steps=10"]) == 10

@@ -21,6 +21,7 @@ _OFF = tuple(
     for away in (18, 26, 36, 48, 62, 78, 96)
     for angle in (math.pi * (n + 0.5) / 10 for n in range(20))  # none upright
 )
+_PLACES = (*_NEAR, *_OFF)
 _LINE: dict[str, Any] = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4}
 _ROUNDS = 6  # in which each name may move once
 # What a square pixel over another name costs is 1.
@@ -87,7 +88,7 @@ def beside(
             cost += _CROSSED * _overlaps(lines[number], told).sum((-1, -2))
             chosen[number] = np.argmin(cost)
     for (name, here), weight, place in zip(points.items(), weights, chosen, strict=True):
-        right, up, side = (*_NEAR, *_OFF)[place]
+        right, up, side = _PLACES[place]
         line = {**_LINE, "relpos": (0 if side == "left" else 1, 0.5)}
         axes.annotate(
             *(name, here),
@@ -102,9 +103,8 @@ def beside(
 
 def _boxes(at: np.ndarray, sizes: np.ndarray, scale: float) -> np.ndarray:
     """[N, P, 4], left, bottom, right and top of each name at each place, in pixels."""
-    places = (*_NEAR, *_OFF)
-    shift = np.array([(x, y) for x, y, _ in places]) * scale
-    back = np.array([{"left": 0.0, "center": 0.5, "right": 1.0}[side] for *_, side in places])
+    shift = np.array([(x, y) for x, y, _ in _PLACES]) * scale
+    back = np.array([{"left": 0.0, "center": 0.5, "right": 1.0}[side] for *_, side in _PLACES])
     low = at[:, None] + shift
     low[..., 0] -= back * sizes[:, None, 0]
     return np.concatenate([low, low + sizes[:, None]], axis=-1)
@@ -112,7 +112,7 @@ def _boxes(at: np.ndarray, sizes: np.ndarray, scale: float) -> np.ndarray:
 
 def _lines(at: np.ndarray, scale: float) -> np.ndarray:
     """[N, P, B, 4], small boxes along the line to each place; of no size where there is none."""
-    to = np.array([(x, y + 3) for x, y, _ in (*_NEAR, *_OFF)]) * scale
+    to = np.array([(x, y + 3) for x, y, _ in _PLACES]) * scale
     along = at[:, None, None] + to[:, None] * _BITS[:, None]
     half = np.array([0] * len(_NEAR) + [1] * len(_OFF))[:, None, None]
     return np.concatenate([along - half, along + half], axis=-1)
