@@ -211,7 +211,7 @@ def test_the_page_and_the_tables_have_every_formulation(tmp_path):
         ranks = [row for row in csv.DictReader(file) if row["ranking"] == "all"]
     assert len(ranks) == 3 * 24
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<tr><th scope") == len(table)
+    assert page.count("<tr><th scope") == len(table) + 1  # one pair has several seeds
     assert "Not ranked, settings missing: edm/rf." in page
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
     assert drawn == {path.stem for path in (tmp_path / "figures").glob("*.png")}
@@ -219,6 +219,37 @@ def test_the_page_and_the_tables_have_every_formulation(tmp_path):
     assert drawn >= {"rank_all", "rank_scenes", "trade_digits", "frechet_by_steps_scenes"}
     with pytest.raises(ValueError, match="let the study go on"):
         report.write(tmp_path, rows_of({"rf": 1}, seeds=(0,))[:3] + rows_of({"v/cos": 1})[3:])
+
+
+def test_pairs_are_told_apart_seed_by_seed(tmp_path):
+    """What a seed adds to all formulations is in their intervals and not in their difference."""
+    rows = rows_of({"rf": 0.5, "v/cos": 0.9, "edm/rf": 0.4}, seeds=(0, 1, 2))
+    for row in rows:
+        if row["formulation"] == "edm/rf":
+            row["clip_score"] += 0.02 * (row["seed"] == 2)
+    best, second, last = report.rank(rows)
+    assert (best.name, second.name, last.name) == ("v/cos", "rf", "edm/rf")
+    wide, narrow = best.cell("high"), best.apart(second, "high")
+    assert wide is not None and narrow is not None
+    assert wide["high"] - wide["mean"] == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
+    assert [narrow[part] for part in ("mean", "low", "high")] == pytest.approx([0.4] * 3)
+    # Student's interval of 0.1, 0.1 and 0.08.
+    far = second.apart(last, "high")
+    assert far is not None and far["mean"] == pytest.approx(0.28 / 3)
+    assert far["high"] - far["mean"] == pytest.approx(4.3027 * 0.02 / 3, rel=1e-4)
+
+    # One that has a single seed is in no pair.
+    report.write(tmp_path, [*rows, *rows_of({"v/linear": 0.1})])
+    with open(tmp_path / "pairs.csv") as file:
+        pairs = list(csv.DictReader(file))
+    assert {row["ranking"] for row in pairs} == {"scenes_seeds"}
+    told = [(row["formulation"], row["against"], row["measure"]) for row in pairs]
+    apart = [("v/cos", "rf"), ("v/cos", "edm/rf"), ("rf", "edm/rf")]
+    assert told == [(*pair, m) for pair in apart for m in ("rank", "clip_score", "frechet")]
+    assert float(pairs[7]["mean"]) == pytest.approx(0.28 / 3) and float(pairs[7]["low"]) < 0.07
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("How far apart, seed by seed") == 1
+    assert page.count("<small>against ") == 3 and "+0.093<small>±0.029</small>" in page
 
 
 def test_evaluate_chooses_the_page_by_the_columns(tmp_path):

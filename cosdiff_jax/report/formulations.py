@@ -15,12 +15,15 @@ hands as real ones, and not whether they are blurred or ragged in ways that the 
 Only formulations that have all settings of a data set are ranked on it. Seeds are ranked apart and
 averaged: the main ranking is over those seeds that every formulation has. Where some formulations
 have more of them, these are ranked once more among themselves, with Student's interval of 95 %.
+How far two of these are apart is told of each pair, seed by seed: all formulations draw a seed's
+prompts, so what a seed adds to both leaves their difference alone.
 """
 
 import csv
 import dataclasses
 import html
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,8 @@ PARTS: Mapping[str, Callable[[Row], bool]] = {
 }
 # Lines of one plot that can still be told apart.
 LINES = 8
+# Formulations that a page tells apart pair by pair; pairs.csv has all.
+PAIRED = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,19 +74,32 @@ class Ranked:
         """How many trainings there are."""
         return len({row["seed"] for row in self.rows})
 
+    def means(self, name: str, part: str = "rank") -> dict[int, float | None]:
+        """Of each seed a column's mean over the settings of a part; None where it has none."""
+        found: dict[int, float | None] = {}
+        for seed in sorted({row["seed"] for row in self.rows}):
+            values = [r[name] for r in self.rows if r["seed"] == seed and PARTS[part](r)]
+            found[seed] = float(np.mean(values)) if values else None
+        return found
+
     def cell(self, name: str, part: str = "rank") -> dict[str, float] | None:
         """A column's mean over the settings of a part, with its interval over seeds."""
-        seeds = sorted({row["seed"] for row in self.rows})
-        means = []
-        for seed in seeds:
-            values = [r[name] for r in self.rows if r["seed"] == seed and PARTS[part](r)]
-            means.append({name: float(np.mean(values)) if values else None})
-        return Setting(said={}, rows=means).cell(name)
+        return _over_seeds(self.means(name, part).values())
+
+    def apart(self, other: "Ranked", name: str) -> dict[str, float] | None:
+        """How much more of a column this one has, seed by seed, with its interval over seeds."""
+        mine, theirs = self.means(name), other.means(name)
+        pairs = [(a, theirs.get(seed)) for seed, a in mine.items()]
+        return _over_seeds([a - b for a, b in pairs if a is not None and b is not None])
 
     @property
     def rank(self) -> float:
         """The mean over all settings and seeds."""
         return float(np.mean([row["rank"] for row in self.rows]))
+
+
+def _over_seeds(values: Iterable[float | None]) -> dict[str, float] | None:
+    return Setting(said={}, rows=[{"": value} for value in values]).cell("")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +115,12 @@ class Ranking:
     title: str
     name: str
     ranked: Sequence[Ranked]
+
+    @property
+    def pairs(self) -> list[tuple[Ranked, Ranked]]:
+        """Each with every one that is behind it, where there are seeds to tell them apart by."""
+        pairs = itertools.combinations(self.ranked, 2)
+        return [(one, other) for one, other in pairs if min(one.seeds, other.seeds) > 1]
 
 
 def rank(rows: Sequence[Row]) -> list[Ranked]:
@@ -157,7 +181,7 @@ def rankings(rows: Sequence[Row]) -> list[Ranking]:
 
 
 def write(out: Path, rows: Sequence[Row]) -> str:
-    """``report.html``, ``table.csv``, ``ranks.csv`` and ``figures/`` of a study.
+    """``report.html``, ``table.csv``, ``ranks.csv``, ``pairs.csv`` and ``figures/`` of a study.
 
     Args:
       out: the folder.
@@ -239,6 +263,15 @@ def _tables(out: Path, found: Sequence[Ranking]) -> None:
         for ranking in found:
             for each in ranking.ranked:
                 lines.writerows([ranking.name, *(r[h] for h in heads)] for r in each.rows)
+    with open(out / "pairs.csv", "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["ranking", "formulation", "against", "measure", "mean", "low", "high"])
+        for ranking in found:
+            for one, other in ranking.pairs:
+                for measure, column in (("rank", "rank"), *_named(ranking)):
+                    cell = one.apart(other, column) or {}
+                    told = [cell.get(part) for part in ("mean", "low", "high")]
+                    lines.writerow([ranking.name, one.name, other.name, measure, *told])
 
 
 def _bars(folder: Path, ranking: Ranking) -> figures.Figure:
@@ -365,9 +398,29 @@ def _page(
         body.append(
             f"<section><h2>{html.escape(ranking.title)}</h2>{note}"
             f'<div class="wide"><table class="many"><thead><tr><th></th>{head}</tr></thead>'
-            f'<tbody>{lines}</tbody></table></div><div class="drawn">{shown}</div></section>'
+            f"<tbody>{lines}</tbody></table></div>{_pairs(ranking)}"
+            f'<div class="drawn">{shown}</div></section>'
         )
     write_page(path, "Formulations", body)
+
+
+def _pairs(ranking: Ranking) -> str:
+    """How far the first are apart, as a table; nothing where there is one seed."""
+    first = ranking.ranked[:PAIRED]
+    pairs = [pair for pair in ranking.pairs if pair[1] in first]
+    if not pairs:
+        return ""
+    columns = [("rank", "rank"), *((_called(m), column) for m, column in _named(ranking))]
+    head = "".join(f'<th class="n">{html.escape(text)}</th>' for text, _ in columns)
+    lines = ""
+    for one, other in pairs:
+        told = "".join(_cell(text, one.apart(other, c), "+.3f") for text, c in columns)
+        name = f"{html.escape(one.name)}<small>against {html.escape(other.name)}</small>"
+        lines += f'<tr><th scope="row">{name}</th>{told}</tr>'
+    return (
+        '<h3>How far apart, seed by seed</h3><div class="wide"><table class="many"><thead><tr>'
+        f"<th></th>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
 
 
 def _unranked(rows: Sequence[Row], ranking: Ranking) -> str:
@@ -378,8 +431,8 @@ def _unranked(rows: Sequence[Row], ranking: Ranking) -> str:
     return html.escape(", ".join(sorted(there - {each.name for each in ranking.ranked})))
 
 
-def _cell(head: str, cell: Mapping[str, float] | None) -> str:
-    text = "–" if cell is None else f"{cell['mean']:.3f}"
+def _cell(head: str, cell: Mapping[str, float] | None, form: str = ".3f") -> str:
+    text = "–" if cell is None else f"{cell['mean']:{form}}"
     if cell is not None and "low" in cell:
         text += f"<small>±{(cell['high'] - cell['low']) / 2:.3f}</small>"
     return f'<td class="n" data-of="{html.escape(head)}">{text}</td>'
