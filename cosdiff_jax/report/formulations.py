@@ -54,7 +54,7 @@ PARTS: Mapping[str, Callable[[Row], bool]] = {
 # Lines of one plot that can still be told apart.
 LINES = 8
 # Formulations that a page tells apart pair by pair; pairs.csv has all.
-PAIRED = 5
+PAIRED = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
