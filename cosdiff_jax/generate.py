@@ -302,7 +302,7 @@ def _settings(draw: DiverseSampler, seed: int, sample: Sequence[str]) -> dict[st
         "num": draw.num,
         "candidates": draw.total,
         "steps": chosen.steps,
-        "guidance": chosen.guidance[chosen.guidance.name].scale,
+        "guidance": chosen.guidance[chosen.guidance.name].get("scale"),
         "seed": seed,
         "size": f"{height}x{width}",
         "sample": list(sample) or None,

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from absl import app, flags
 from ml_collections import config_flags
 
-from cosdiff_jax import diverse, survey, trained
+from cosdiff_jax import commandline, diverse, survey, trained
 from cosdiff_jax.report import measures, setting
 
 _log = logging.getLogger("cosdiff_jax")
@@ -331,8 +331,6 @@ def _digest(of: Any) -> str:
 def main(argv: list[str]) -> None:
     """Run, and turn errors a user can mend into one line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    if len(argv) > 1:
-        sys.exit(f"unexpected argument {argv[1]!r}; options are written --name=value")
     workdir = Path(FLAGS.workdir)
     try:
         done, there = run(
@@ -347,11 +345,22 @@ def main(argv: list[str]) -> None:
 
 FLAGS = flags.FLAGS
 
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the command line; what is wrong with it becomes one line."""
+
+    def look() -> None:
+        if FLAGS.config is None or not FLAGS.workdir:
+            sys.exit("error: both --config=configs/study/GRID.py and --workdir=FOLDER are needed")
+        _ = FLAGS.config.trainings  # a recipe has none
+
+    return commandline.parse(argv, look)
+
+
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Grid, e.g. configs/study/diversity.py")
     flags.DEFINE_string("workdir", None, "Folder for trainings, drawings and rows")
     flags.DEFINE_multi_string("only", [], "Training of this name, or all with it inside; repeat")
     flags.DEFINE_integer("shard", 0, "This machine's number", lower_bound=0)
     flags.DEFINE_integer("shards", 1, "Machines that share the work", lower_bound=1)
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

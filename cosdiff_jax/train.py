@@ -7,7 +7,6 @@ Ctrl-C leaves at once.
 """
 
 import contextlib
-import io
 import json
 import logging
 import math
@@ -21,7 +20,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from cosdiff_jax import checkpoint, checks, host, optimizer, sharding
+from cosdiff_jax import checkpoint, checks, commandline, host, optimizer, sharding
 from cosdiff_jax import job as job_lib
 from cosdiff_jax.models import layers
 from cosdiff_jax.report import record
@@ -230,30 +229,14 @@ def divides(every: int, step: int) -> bool:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parse the command line; what is wrong with it becomes one line.
+    """Parse the command line; what is wrong with it becomes one line."""
 
-    ml_collections reports an unknown field as an AttributeError with the nearest name, and a
-    recipe that fails to load as an error around the real one.
-    """
-    try:
-        # ml_collections prints a traceback of its own and fails at the first look at the config.
-        with contextlib.redirect_stderr(io.StringIO()):
-            rest = flags.FLAGS(argv)
-            assert CONFIG.value is not None and WORKDIR.value
-            CONFIG.value.recipe = str(config_flags.get_config_filename(flags.FLAGS["config"]))
-    except AssertionError:
-        sys.exit("error: both --config=configs/RECIPE.py and --workdir=FOLDER are needed")
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        text = str(error).strip("'\"").replace("\\'", "").replace("\\n", "\n")
-        lines = [line.strip() for line in text.split("\n")]
-        telling = ("Error: ", "Did you mean", "No such file")
-        said = [line for line in lines if any(words in line for words in telling)][:2]
-        if isinstance(error, AttributeError):
-            said = [f"the config has no field {lines[0]}", *said]
-        sys.exit("error: " + ". ".join(said or lines[:1]).replace("'\"", "").strip("\"'"))
-    if len(rest) > 1:
-        sys.exit(f"error: unexpected argument {rest[1]!r}; options are written --name=value")
-    return rest
+    def look() -> None:
+        if CONFIG.value is None or not WORKDIR.value:
+            sys.exit("error: both --config=configs/RECIPE.py and --workdir=FOLDER are needed")
+        CONFIG.value.recipe = str(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+    return commandline.parse(argv, look)
 
 
 def main(argv: list[str]) -> None:

@@ -82,6 +82,8 @@ class Trained:
                         said = f"--sample=guidance.{form}.scale={scale:g}"
                         raise ValueError(f"{said}: --guidance says {guidance:g}")
                     break
+            if "scale" not in chosen[chosen.name]:
+                raise ValueError(f"guidance.{chosen.name} has no scale that could be {guidance:g}")
             chosen[chosen.name].scale = float(guidance)
         return config
 
@@ -254,7 +256,7 @@ def _changed(config: Any, sample: Mapping[str, Any]) -> Any:
     """A copy with these fields of ``sample``; another form of guidance is as strong as the old."""
     config = ConfigDict(json.loads(config.to_json_best_effort()))
     before = config.sample.guidance
-    scale = before[before.name].scale
+    scale = before[before.name].get("scale")
     # Recipes stored by older versions lack the choices that came later.
     config.sample.update(dict(sample))
     said = dict(sample.get("guidance", {}))
@@ -265,7 +267,7 @@ def _changed(config: Any, sample: Mapping[str, Any]) -> Any:
         chosen.composed.update(asked)
     else:
         asked = said.get(chosen.name, {})
-    if "name" in said:
+    if "name" in said and "scale" in chosen[chosen.name] and scale is not None:
         # Another form is as strong as the recipe's own, unless it says.
         chosen[chosen.name].scale = asked.get("scale", scale)
     return config

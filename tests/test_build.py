@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from configs import base, presets
-from cosdiff_jax import build, checks, modules, optimizer, tables
+from cosdiff_jax import build, checks, modules, optimizer, tables, trained
 from cosdiff_jax.diversity import alignment
-from cosdiff_jax.flow import timestep, trajectory
+from cosdiff_jax.flow import composed, timestep, trajectory
 from cosdiff_jax.shapes import Batch
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -303,6 +303,29 @@ def test_solver_grid_and_guidance_follow_the_path_that_is_trained():
     # The first two of the four steps are not guided, the third is.
     assert times[2] < made.guidance.interval[1] < times[1]
     assert build.sampler(base.menu(), (64, 64, 3)).guidance.interval == (0.0, 1.0)
+
+
+def test_a_new_guidance_is_one_class_and_one_line_of_a_table(monkeypatch):
+    """It has what its protocol asks for and no more: no interval, no scale."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Captioned:
+        def __call__(self, backbone, text, empty):
+            return lambda z, t: backbone(z, t, text)
+
+    monkeypatch.setitem(tables.GUIDANCES, "captioned", Captioned)
+    config = importlib.import_module("configs.fusion_base").get_config("tiny")
+    config.sample.guidance = {"name": "captioned", "captioned": {}}
+    made = build.sampler(config, (64, 64, 3))
+    assert made.guidance == Captioned() and composed.scales(made.guidance) == ()
+    tokenizer = build.tokenizer(config.tokenizer)
+    model = trained.Trained(name="x", config=config, params={}, frozen={}, tokenizer=tokenizer)
+    assert build.sampler(model.as_asked(2, None, None), (64, 64, 3)).guidance == Captioned()
+    with pytest.raises(ValueError, match=r"guidance\.captioned has no scale that could be 5"):
+        model.as_asked(None, 5.0, None)
+    config.sample.unguided = 1
+    with pytest.raises(ValueError, match="Captioned has no interval"):
+        build.sampler(config, (64, 64, 3))
 
 
 def test_autoguidance_brings_its_own_network_and_weights():

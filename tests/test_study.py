@@ -618,3 +618,19 @@ def test_the_commands_end_with_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: no study in")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--config=configs/study/sd3.py:thirteen"], "has no preset 'thirteen'; there are twelve"),
+        (["--config=configs/study/sd3.py:tiny", "--config.sedes=(1,)"], 'Did you mean "seeds"'),
+        (["--config=configs/study/nothing.py"], "nothing.py"),
+        ([], "both --config=configs/study/GRID.py and --workdir=FOLDER are needed"),
+    ],
+)
+def test_a_wrong_command_is_one_line(options, said, tmp_path):
+    command = [sys.executable, "-m", "cosdiff_jax.study", f"--workdir={tmp_path}", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1

@@ -16,6 +16,7 @@ Repulsion and the solver come after. Every scale counts as s does: 1 is no guida
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +26,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cosdiff_jax import text_stream
-from cosdiff_jax.flow.guidance import ClassifierFree, is_none
+from cosdiff_jax.flow.guidance import Guidance, is_none
 from cosdiff_jax.flow.solver import Remembering, Velocity
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory, along_rows
-from cosdiff_jax.flow.weaker import Backbone, Weaker, check_interval
+from cosdiff_jax.flow.weaker import Backbone, Weaker, check_interval, check_scale
 from cosdiff_jax.shapes import TextStream
 
 
@@ -88,8 +89,17 @@ class Composed:
             )
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"guidance.composed.rescale must lie in 0..1, not {self.rescale}")
-        if not self.radius >= 0:
+        if not 0 <= self.radius < math.inf:
             raise ValueError(f"guidance.composed.radius must be at least 0, not {self.radius}")
+        check_scale("guidance.composed", self.scale)
+        for knob, value in {"momentum": self.momentum, "parallel": self.parallel}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"guidance.composed.{knob} must be a finite number, not {value}")
+        if self.zero_start and not self.start:
+            raise ValueError(
+                "guidance.composed.zero_start stops the step that start=False leaves unguided: "
+                "choose one of them"
+            )
 
     def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
         """The guided field; arguments as for ``ClassifierFree``.
@@ -177,9 +187,7 @@ def optimal_scale(
 _ABOVE = 1 / 16
 
 
-def late(
-    guidance: ClassifierFree | Composed, times: Float[np.ndarray, " points"], steps: int
-) -> ClassifierFree | Composed:
+def late(guidance: Guidance, times: Float[np.ndarray, " points"], steps: int) -> Guidance:
     """The same guidance with none in the first ``steps`` steps of a grid.
 
     Its intervals, those of weaker fields included, are cut just above t_k, where the first guided
@@ -190,13 +198,14 @@ def late(
     fields, is cut above t_1 at least.
 
     Args:
-      guidance: to be cut.
+      guidance: to be cut. One of another kind, without an ``interval``, is left as it is where
+        there is nothing to cut.
       times: of the grid, falling from 1 to 0. Of a solver that raises the noise before it asks,
         the raised ones.
       steps: k; 0 changes nothing where there is a ``start``.
 
     Raises:
-      ValueError: the grid has no more than that many steps.
+      ValueError: the grid has no more than that many steps, or the guidance has no interval.
     """
     if not 0 <= steps < len(times) - 1:
         raise ValueError(f"cannot leave {steps} of {len(times) - 1} steps without guidance")
@@ -209,14 +218,21 @@ def late(
         # Nothing is asked for between t_k and the cut: that point is no guidance at all.
         return min(lo, hi), hi
 
-    own = cut(guidance.interval, max(steps, int(not guidance.start)))
-    if isinstance(guidance, ClassifierFree):
-        return dataclasses.replace(guidance, interval=own)
-    each: tuple[Any, ...] = guidance.weaker
-    weaker = tuple(dataclasses.replace(w, interval=cut(w.interval, steps)) for w in each)
-    changes: dict[str, Any] = {"interval": own, "weaker": weaker}
-    zero_start = guidance.zero_start and steps == 0
-    return dataclasses.replace(guidance, zero_start=zero_start, **changes)
+    form: Any = guidance
+    own = max(steps, int(not getattr(form, "start", True)))
+    if own == 0:
+        return guidance
+    if not hasattr(form, "interval"):
+        raise ValueError(
+            f"{type(form).__name__} has no interval that would leave the first steps unguided"
+        )
+    changes: dict[str, Any] = {"interval": cut(form.interval, own)}
+    if steps and hasattr(form, "weaker"):
+        cuts = [dataclasses.replace(w, interval=cut(w.interval, steps)) for w in form.weaker]
+        changes["weaker"] = tuple(cuts)
+    if steps and hasattr(form, "zero_start"):
+        changes["zero_start"] = False
+    return dataclasses.replace(form, **changes)
 
 
 def scales(guidance: Any) -> tuple[float | Float[Array, ""], ...]:
@@ -241,7 +257,7 @@ def scaled(guidance: Any, to: Sequence[float | Float[Array, ""]]) -> Any:
 
 
 def _acts(part: Any) -> bool:
-    return not is_none(getattr(part, "scale", 1))
+    return not is_none(getattr(part, "scale", 1.0))
 
 
 def _strength(

@@ -5,6 +5,7 @@ way. Annealing hides it in noise at first and uncovers it while t falls.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,14 @@ class Cads:
     rescale: float = 1.0
 
     def __post_init__(self):
-        if self.tau1 >= self.tau2:
-            raise ValueError(f"tau1 must be below tau2, not {self.tau1} and {self.tau2}")
+        if not self.tau1 < self.tau2:
+            raise ValueError(
+                f"condition.cads: tau1 must be below tau2, not {self.tau1} and {self.tau2}"
+            )
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"condition.cads.scale must be at least 0, not {self.scale}")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"condition.cads.rescale must lie in 0..1, not {self.rescale}")
 
     def gamma(self, t: Float[Array, " B"]) -> Float[Array, " B"]:
         """How much of the caption is there, as a share of its power."""

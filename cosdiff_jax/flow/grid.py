@@ -4,6 +4,7 @@ A grid of n steps is n + 1 times that fall from exactly 1 (noise) to exactly 0 (
 plain numbers on the host, in float64: a solver rounds them once, and t = 0 is hit exactly.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -53,7 +54,7 @@ class Shifted:
     double: bool = False
 
     def __post_init__(self):
-        if not self.alpha > 0:
+        if not 0 < self.alpha < math.inf:
             raise ValueError(f"sample.grid.shifted.alpha must be above 0, not {self.alpha}")
 
     def __call__(self, steps: int) -> Float[np.ndarray, " points"]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from cosdiff_jax import text_stream
 from cosdiff_jax.flow.solver import Velocity
 from cosdiff_jax.flow.trajectory import along_rows
-from cosdiff_jax.flow.weaker import Backbone, check_interval
+from cosdiff_jax.flow.weaker import Backbone, check_interval, check_scale
 from cosdiff_jax.shapes import TextStream
 
 
@@ -53,6 +53,7 @@ class ClassifierFree:
 
     def __post_init__(self):
         check_interval("guidance.classifier_free", self.interval)
+        check_scale("guidance.classifier_free", self.scale)
 
     def __call__(self, backbone: Backbone, text: TextStream, empty: TextStream | None) -> Velocity:
         """The guided field.

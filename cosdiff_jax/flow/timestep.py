@@ -69,8 +69,7 @@ class LogitNormal:
     std: float = 1.0
 
     def __post_init__(self):
-        if not self.std > 0:
-            raise ValueError(f"times.logit_normal.std must be above 0, not {self.std}")
+        _check_normal("times.logit_normal", self.mean, self.std)
 
     def __call__(self, key: jax.Array, batch: int) -> Float[Array, " B"]:
         """``batch`` times in (0, 1)."""
@@ -184,8 +183,7 @@ class LogNormalSigma:
     trajectory: Trajectory = field(default_factory=Edm)
 
     def __post_init__(self):
-        if not self.std > 0:
-            raise ValueError(f"times.log_normal_sigma.std must be above 0, not {self.std}")
+        _check_normal("times.log_normal_sigma", self.mean, self.std)
 
     def __call__(self, key: jax.Array, batch: int) -> Float[Array, " B"]:
         """``batch`` times in [0, 1]."""
@@ -263,7 +261,7 @@ class Shifted:
     double: bool = False
 
     def __post_init__(self):
-        if not self.alpha > 0:
+        if not 0 < self.alpha < math.inf:
             raise ValueError(
                 f"objective.flow_matching.shift.alpha must be above 0, not {self.alpha}"
             )
@@ -343,6 +341,14 @@ def resized(shifted: Any, reference: int, shape: tuple[int, ...]) -> Any:
         return shifted
     factor = resolution_shift(shape[0] * shape[1], reference**2)
     return dataclasses.replace(shifted, alpha=shifted.alpha * factor)
+
+
+def _check_normal(owner: str, mean: float, std: float) -> None:
+    """Refuse what is no normal distribution."""
+    if not 0 < std < math.inf:
+        raise ValueError(f"{owner}.std must be above 0, not {std}")
+    if not math.isfinite(mean):
+        raise ValueError(f"{owner}.mean must be a finite number, not {mean}")
 
 
 def _normal(u: Array) -> Array:

@@ -7,6 +7,8 @@ can be weakened, or at a network of its own.
 """
 
 import functools
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -54,7 +56,9 @@ class _Acting:
     name: ClassVar[str]
 
     def __post_init__(self):
-        check_interval(f"guidance.composed.weaker.{self.name}", self.interval)
+        owner = f"guidance.composed.weaker.{self.name}"
+        check_interval(owner, self.interval)
+        check_scale(owner, self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +145,23 @@ def check_interval(owner: str, interval: tuple[float, float]) -> None:
       interval: (lo, hi).
 
     Raises:
-      ValueError: not 0 <= lo <= hi <= 1.
+      ValueError: not two numbers with 0 <= lo <= hi <= 1.
     """
-    lo, hi = interval
-    if not 0 <= lo <= hi <= 1:
-        raise ValueError(f"{owner}.interval must satisfy 0 <= lo <= hi <= 1, not ({lo}, {hi})")
+    pair = tuple(interval)
+    known = len(pair) == 2 and all(isinstance(end, numbers.Real) for end in pair)
+    if not known or not 0 <= pair[0] <= pair[1] <= 1:
+        raise ValueError(f"{owner}.interval must satisfy 0 <= lo <= hi <= 1, not {pair}")
+
+
+def check_scale(owner: str, scale: float | Array) -> None:
+    """Refuse a scale that is known and is no number.
+
+    Args:
+      owner: as above.
+      scale: what only the compiled program knows passes.
+
+    Raises:
+      ValueError: it is infinite or NaN.
+    """
+    if isinstance(scale, numbers.Real) and not math.isfinite(scale):
+        raise ValueError(f"{owner}.scale must be a finite number, not {scale}")

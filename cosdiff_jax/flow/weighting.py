@@ -17,6 +17,7 @@ flow means w_t = t / (1 - t). Times drawn from a density pi(t) multiply w_t by i
 As a function of lambda, w does not depend on the path's clock: L_w = 1/2 int w |..|^2 d lambda.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -92,6 +93,10 @@ class Sigmoid:
     """
 
     bias: float = -1.0
+
+    def __post_init__(self):
+        if not math.isfinite(self.bias):
+            raise ValueError(f"weighting.sigmoid.bias must be a finite number, not {self.bias}")
 
     def __call__(
         self, t: Float[Array, " B"], trajectory: Trajectory, parameterization: Parameterization

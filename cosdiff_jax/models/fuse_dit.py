@@ -217,7 +217,7 @@ class FuseDiT(nn.Module):
 
     def _marked(self, layers: tuple[int, ...] | None) -> Bool[Array, " depth"]:
         layers = () if layers is None else layers or (self.depth // 2,)
-        if not all(0 <= layer < self.depth for layer in layers):
+        if not set(layers) <= set(range(self.depth)):
             raise ValueError(f"layers {layers}: this network has those from 0 to {self.depth - 1}")
         return jnp.array([layer in layers for layer in range(self.depth)])
 

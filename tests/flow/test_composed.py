@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import inspect
 
 import chex
 import jax
@@ -13,7 +14,13 @@ from cosdiff_jax.flow.guidance import ClassifierFree, from_weight, to_weight
 from cosdiff_jax.flow.solver import Euler, Heun, Midpoint, Remembering, RungeKutta4
 from cosdiff_jax.flow.stochastic import Edm as EdmSolver
 from cosdiff_jax.flow.trajectory import Cosine, Edm, LdmLinear, RectifiedFlow
-from cosdiff_jax.flow.weaker import Autoguidance, Given, PerturbedAttention, SkipLayer
+from cosdiff_jax.flow.weaker import (
+    Autoguidance,
+    Given,
+    PerturbedAttention,
+    SkipLayer,
+    check_interval,
+)
 from cosdiff_jax.shapes import TextStream
 
 SIDE = (4, 3)
@@ -190,19 +197,63 @@ def test_weaker_fields_are_moved_away_from():
 
 
 def test_the_order_is_the_stated_one():
-    """Optimal scale before the projection, weaker fields after it, rescaling after them."""
-    knobs = dict(optimal=True, parallel=0.2, radius=2.0, rescale=0.6)
+    """Optimal scale, momentum, bound, projection, weaker fields, rescaling: each where it acts."""
+    knobs = dict(optimal=True, momentum=-0.5, parallel=0.2, radius=0.8, rescale=0.6)
     everything = Composed(scale=4.0, weaker=(Given(backbone=weak, scale=1.5),), **knobs)
+    before = jax.random.normal(jax.random.key(3), Z.shape)
+    v, remembered = everything(backbone, TEXT, EMPTY).ask(Z, T, before)
+
     v_text, v_empty, v_weak = flat(V_TEXT), flat(V_EMPTY), flat(weak(Z, T, TEXT))
     t = flat(T)
     k = (v_text * v_empty).sum(1, keepdims=True) / (v_empty**2).sum(1, keepdims=True)
-    d = v_text - k * v_empty
-    d = d * np.minimum(1, 2.0 / (t * np.linalg.norm(d, axis=1, keepdims=True)))
+    m = -t * (v_text - k * v_empty) - 0.5 * flat(before)
+    # What is remembered is not bounded yet.
+    np.testing.assert_allclose(flat(remembered), m, rtol=1e-4, atol=1e-5)
+    length = np.linalg.norm(m, axis=1, keepdims=True)
+    assert (length > 0.8).sum() >= 3
+    m = m * np.minimum(1, 0.8 / length)
     x0 = flat(Z) - t * v_text
-    d = d - 0.8 * (d * x0).sum(1, keepdims=True) / (x0**2).sum(1, keepdims=True) * x0
-    v = v_text + 3 * d + 0.5 * (v_text - v_weak)
-    v = 0.6 * v_text.std(1, keepdims=True) / v.std(1, keepdims=True) * v + 0.4 * v
-    np.testing.assert_allclose(flat(ask(everything)), v, rtol=1e-4, atol=1e-4)
+    m = m - 0.8 * (m * x0).sum(1, keepdims=True) / (x0**2).sum(1, keepdims=True) * x0
+    wanted = v_text - 3 * m / t + 0.5 * (v_text - v_weak)
+    share = v_text.std(1, keepdims=True) / wanted.std(1, keepdims=True)
+    wanted = 0.6 * share * wanted + 0.4 * wanted
+    np.testing.assert_allclose(flat(v), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_another_guidance_needs_no_more_than_its_call():
+    class Twice:
+        def __call__(self, backbone, text, empty):
+            return lambda z, t: 2 * backbone(z, t, text)
+
+    assert ask(late(Twice(), grid.Uniform()(4), 0)).shape == Z.shape
+    with pytest.raises(ValueError, match="Twice has no interval"):
+        late(Twice(), grid.Uniform()(4), 1)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: ClassifierFree(scale=float("nan")), "classifier_free.scale must be a finite"),
+        (lambda: Composed(scale=float("inf")), "composed.scale must be a finite"),
+        (lambda: Composed(momentum=float("nan")), "momentum must be a finite"),
+        (lambda: Composed(parallel=float("inf")), "parallel must be a finite"),
+        (lambda: Composed(radius=float("nan")), "radius must be at least 0"),
+        (lambda: SkipLayer(scale=float("nan")), "weaker.skip_layer.scale must be a finite"),
+        (lambda: SkipLayer(interval=(0.9, 0.2)), "skip_layer.interval must satisfy"),
+        (lambda: Composed(zero_start=True, start=False), "choose one of them"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_name(made, said):
+    with pytest.raises(ValueError, match=said):
+        made()
+
+
+@pytest.mark.parametrize("interval", [(0.1, 0.2, 0.9), ("a", "b"), (None, 1.0)])
+def test_an_interval_of_no_two_numbers_is_refused(interval):
+    # As a user writes it: under tests alone, types are checked before.
+    check = inspect.unwrap(check_interval)
+    with pytest.raises(ValueError, match=r"^guidance.x.interval must satisfy 0 <= lo <= hi <= 1"):
+        check("guidance.x", interval)
 
 
 @pytest.mark.parametrize("first", [0, 1, 3])

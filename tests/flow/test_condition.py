@@ -172,8 +172,16 @@ def test_small_floats_stay_small_floats():
 
 
 def test_ends_in_the_wrong_order_are_refused():
-    with pytest.raises(ValueError, match="tau1 must be below tau2"):
-        condition.Cads(tau1=0.9, tau2=0.9)
+    for tau2 in (0.9, float("nan")):
+        with pytest.raises(ValueError, match=r"condition\.cads: tau1 must be below tau2"):
+            condition.Cads(tau1=0.9, tau2=tau2)
+
+
+@pytest.mark.parametrize("knob", [{"scale": -1.0}, {"scale": float("nan")}, {"rescale": 5.0}])
+def test_noise_of_no_size_is_refused(knob):
+    (name,) = knob
+    with pytest.raises(ValueError, match=f"condition.cads.{name} must"):
+        condition.Cads(**knob)
 
 
 def backbone(z, t, text):

@@ -126,6 +126,11 @@ def test_a_shift_for_one_size_grows_with_the_latents():
     # Pictures of another size than the recipe's, as --size asks for.
     wide = build.sampler(config, (64, 128, 3)).solver.grid
     assert wide.alpha == pytest.approx(1.5 * math.sqrt(2))
+    # SD3's twofold shift, in training and in sampling, as one flag in each says.
+    flow.shift.double = config.sample.grid.shifted.double = True
+    times = timestep.Shifted(times=timestep.Uniform(), alpha=1.5, double=True)
+    assert shifts(config) == (times, grid.Shifted(alpha=1.5, double=True))
+    flow.shift.double = config.sample.grid.shifted.double = False
     # An alpha of 1 is none at its own size alone.
     flow.shift.update(alpha=1.0, reference=side)
     assert shifts(config)[0] == timestep.Uniform()
