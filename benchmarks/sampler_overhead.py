@@ -1,9 +1,10 @@
 """What does the sampler cost beside the network's own calls?
 
-    python benchmarks/sampler_overhead.py [--rounds=7] [--num=16] [--steps=25]
+    python benchmarks/sampler_overhead.py [--rounds=7] [--num=16] [--steps=25] [--sample=...]
 
-Draws latents of one prompt with the embedded base model under classifier-free guidance, as one
-jitted program, and beside it makes the same calls of the network with nothing around them: in one
+Draws latents of one prompt with the embedded base model under guidance, classifier-free and by
+Euler's rule unless ``--sample`` says otherwise (as of ``generate``), as one jitted program, and
+beside it makes the same calls of the network with nothing around them: in one
 jitted program too, each call fed what the one before it gave (``calls``), and one after the other,
 each a program by itself (``dispatched``). Alternating, medians; prints one JSON object.
 ``overhead`` is how much longer the sampler takes than the calls in one program.
@@ -29,8 +30,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--num", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--sample", action="append", default=[])
     args = parser.parse_args()
-    model = trained.load("fusion_base")
+    model = trained.load("fusion_base", sample=args.sample)
     config = model.as_asked(args.steps, 5.0, None)
     sampler = build.sampler(config, model.shape)
     tokens, mask, _ = model.read(["a red star"])
@@ -41,8 +43,10 @@ def main() -> None:
     @jax.jit
     def drawn(params, frozen, text, empty, keys, z):
         velocity = sampler.velocity(params, frozen, text, empty, keys)
-        return sampler.solver(velocity, z, args.steps)
+        return sampler.solver(velocity, z, args.steps, key=keys)
 
+    # What weaker fields ask besides is no call of the network alone, and is not among these.
+    number = sampler.evaluations
     both = text_stream.concatenate(text, empty)
     twice, t = jnp.concatenate([z, z]), jnp.full(2 * args.num, 0.5)
 
@@ -53,10 +57,10 @@ def main() -> None:
 
     @jax.jit
     def called(params, z, t, text):
-        return jax.lax.scan(lambda z, _: (call(params, z, t, text), None), z, length=args.steps)[0]
+        return jax.lax.scan(lambda z, _: (call(params, z, t, text), None), z, length=number)[0]
 
     def dispatched():
-        for _ in range(args.steps):
+        for _ in range(number):
             jax.block_until_ready(call(model.params, twice, t, both))
 
     def calls():
@@ -83,6 +87,8 @@ def main() -> None:
             {
                 "num": args.num,
                 "steps": args.steps,
+                "sample": args.sample,
+                "calls": number,
                 "sampler_seconds": sampler_seconds,
                 "calls_seconds": calls_seconds,
                 "dispatched_seconds": dispatched_seconds,

@@ -8,7 +8,7 @@ their weights. Below these files nobody sees a ConfigDict.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,7 +43,7 @@ LOOKING = ("clip", "latent_clip", "vgg")
 
 def tokenizer(entry: tables.Entry) -> tokenizers.Tokenizer:
     """The tokenizer that the entry names, or one learnt from captions on the spot."""
-    return tables.make(tables.TOKENIZERS, entry)
+    return tables.make(tables.TOKENIZERS, entry, "tokenizer")
 
 
 def source(data: Any, split: str, samples: int | None = None) -> groups.Source:
@@ -51,13 +51,13 @@ def source(data: Any, split: str, samples: int | None = None) -> groups.Source:
 
     ``samples`` pictures each, ``data.samples`` unless given.
     """
-    return tables.make(tables.SOURCES, data, split=split, samples=samples or data.samples)
+    return tables.make(tables.SOURCES, data, "data", split=split, samples=samples or data.samples)
 
 
 def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
     knobs = config.objective.flow_matching
-    diversity = tables.make(tables.DIVERSITIES, knobs.diversity)
-    alignment = tables.make(tables.ALIGNMENTS, knobs.alignment)
+    diversity = _make(tables.DIVERSITIES, knobs.diversity, "diversity")
+    alignment = _make(tables.ALIGNMENTS, knobs.alignment, "alignment")
     predicts = diversity is not None or alignment is not None
     # The network that alignment compares through has the term's own name.
     reads = alignment is not None and alignment.projection is None
@@ -68,11 +68,11 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
 
     def mix(**weights: float) -> Mix:
         used = {name: weight for name, weight in weights.items() if weight}
-        parts = tuple(tables.make(views, {**knobs.feature, "name": name}) for name in used)
+        parts = tuple(_make(views, {**knobs.feature, "name": name}, "feature") for name in used)
         return Mix(parts=parts, weights=tuple(used.values()))
 
     features = {**views, "mix": mix}
-    trajectory = tables.make(tables.TRAJECTORIES, knobs.trajectory)
+    trajectory = _make(tables.TRAJECTORIES, knobs.trajectory, "trajectory")
     objective = FlowMatching(
         backbone=nets.backbone,
         language_model=nets.language_model,
@@ -81,15 +81,15 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
         trajectory=trajectory,
         parameterization=_parameterization(knobs),
         times=_times(config, trajectory),
-        weighting=tables.make(tables.WEIGHTINGS, knobs.weighting),
+        weighting=_make(tables.WEIGHTINGS, knobs.weighting, "weighting"),
         caption_dropout=knobs.caption_dropout,
         samples=config.data.samples,
         diversity=diversity,
         alignment=alignment,
         anchor=knobs.anchor,
         anchor_to=knobs.get("anchor_to", "start"),
-        prediction=_along(trajectory, tables.make(tables.PREDICTIONS, knobs.prediction)),
-        feature=tables.make(features, knobs.feature) if predicts else None,
+        prediction=_along(trajectory, _make(tables.PREDICTIONS, knobs.prediction, "prediction")),
+        feature=_make(features, knobs.feature, "feature") if predicts else None,
     )
     # The average is the training's own, and comes with each step.
     anchored = (knobs.anchor > 0 and objective.anchor_to == "start") or "hidden" in looks
@@ -99,21 +99,24 @@ def _flow_matching(config: Any) -> tuple[FlowMatching, tuple[str, ...]]:
 
 
 def _parameterization(knobs: Any) -> Parameterization:
-    return tables.make(tables.PARAMETERIZATIONS, _choice(knobs, "parameterization", "velocity"))
+    entry = _choice(knobs, "parameterization", "velocity")
+    return _make(tables.PARAMETERIZATIONS, entry, "parameterization")
 
 
 def _times(config: Any, trajectory: Trajectory) -> timestep.Times:
     """The times that are trained on: drawn, moved to higher noise, spread over the batch."""
     knobs = config.objective.flow_matching
     own = functools.partial(timestep.LogNormalSigma, trajectory=trajectory)
-    times = tables.make({**tables.TIMES, "log_normal_sigma": own}, knobs.times)
+    times = _make({**tables.TIMES, "log_normal_sigma": own}, knobs.times, "times")
     shift = {"alpha": 1.0, **knobs.get("shift", {})}
     reference = shift.pop("reference", 0)
     shape = latent_shape(config, picture_shape(config.data)) if reference else ()
-    moved = timestep.resized(timestep.Shifted(times=times, **shift), reference, shape)
+    moved = timestep.Shifted(times=times, trajectory=trajectory, **shift)
+    moved = timestep.resized(moved, reference, shape)
     if moved.alpha != 1 or moved.double:
         times = moved
-    return tables.make(tables.SPREADS, _choice(knobs, "spread", "independent"), times=times)
+    entry = _choice(knobs, "spread", "independent")
+    return _make(tables.SPREADS, entry, "spread", times=times)
 
 
 def _views(nets: modules.Models, trained: Any) -> dict[str, Callable]:
@@ -131,7 +134,7 @@ def _views(nets: modules.Models, trained: Any) -> dict[str, Callable]:
 def _hidden(backbone: Any, trained: Any, **knobs: Any) -> HiddenFeature:
     return HiddenFeature(
         backbone=backbone,
-        trajectory=tables.make(tables.TRAJECTORIES, trained.trajectory),
+        trajectory=_make(tables.TRAJECTORIES, trained.trajectory, "trajectory"),
         parameterization=_parameterization(trained),
         **knobs,
     )
@@ -163,10 +166,10 @@ def _through(looks: set[str]) -> tuple[str, ...]:
 
 def viewed(sample: Any) -> tuple[str, ...]:
     """Of Frozen, what repulsion and descent look through."""
-    return _through({_choice(sample, "view")["name"], _rollouts_view(sample)["name"]})
+    return _through({_choice(sample, "view")["name"], rollouts_view(sample)["name"]})
 
 
-def _rollouts_view(sample: Any) -> tables.Entry:
+def rollouts_view(sample: Any) -> tables.Entry:
     """What a descent compares: an alternative of ``sample.view``, with its knobs there."""
     view, chosen = _choice(sample, "view"), _choice(sample, "descent")
     # Recipes stored by older versions have one view for both.
@@ -283,15 +286,15 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
     knobs = config.sample
     nets = modules.models(config, ("language_model", "vae", "backbone", *viewed(knobs)))
     trained = config.objective.flow_matching
-    trajectory = tables.make(tables.TRAJECTORIES, trained.trajectory)
-    guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance))
+    trajectory = _make(tables.TRAJECTORIES, trained.trajectory, "trajectory")
+    guidance = _along(trajectory, tables.make(tables.GUIDANCES, knobs.guidance, "sample.guidance"))
     shape = latent_shape(config, images)
     solver = _solver(knobs, trajectory, shape)
     asked = getattr(solver, "asked", solver.grid)
     views = {"none": lambda: None, **_views(nets, trained)}
-    descent = tables.make(tables.DESCENTS, _choice(knobs, "descent"))
+    descent = tables.make(tables.DESCENTS, _choice(knobs, "descent"), "sample.descent")
     if descent is not None:
-        compared = tables.make(views, _rollouts_view(knobs))
+        compared = tables.make(views, rollouts_view(knobs), "sample.view")
         descent = dataclasses.replace(descent, feature=compared)
     fields = dict(
         backbone=nets.backbone,
@@ -306,11 +309,11 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
         solver=solver,
         precision=knobs.get("matmul_precision", ""),
         rows=knobs.rows,
-        noise=tables.make(tables.NOISES, _choice(knobs, "noise", "independent")),
+        noise=tables.make(tables.NOISES, _choice(knobs, "noise", "independent"), "sample.noise"),
         descent=descent,
-        condition=tables.make(tables.CONDITIONS, _choice(knobs, "condition")),
-        repulsion=tables.make(tables.REPULSIONS, _choice(knobs, "repulsion")),
-        view=tables.make(views, _choice(knobs, "view")),
+        condition=tables.make(tables.CONDITIONS, _choice(knobs, "condition"), "sample.condition"),
+        repulsion=tables.make(tables.REPULSIONS, _choice(knobs, "repulsion"), "sample.repulsion"),
+        view=tables.make(views, _choice(knobs, "view"), "sample.view"),
     )
     return Sampler(**{**fields, **changes})
 
@@ -318,8 +321,8 @@ def sampler(config: Any, images: tuple[int, int, int], **changes: Any) -> Sample
 def _solver(knobs: Any, trajectory: Trajectory, shape: tuple[int, int, int]) -> Solver:
     shifted = functools.partial(tables.GRIDS["shifted"], shape=shape)
     grids = {**tables.GRIDS, "shifted": shifted}
-    grid = tables.make(grids, _choice(knobs, "grid", "uniform"))
-    solver = tables.make(tables.SOLVERS, knobs.solver)
+    grid = tables.make(grids, _choice(knobs, "grid", "uniform"), "sample.grid")
+    solver = tables.make(tables.SOLVERS, knobs.solver, "sample.solver")
     return _along(trajectory, dataclasses.replace(solver, grid=grid))
 
 
@@ -332,6 +335,11 @@ def _along(trajectory: Trajectory, part: Any) -> Any:
     fields = [field.name for field in dataclasses.fields(part) if field.init]
     parts = {name: _along(trajectory, getattr(part, name)) for name in fields}
     return dataclasses.replace(part, **parts)  # pyright: ignore[reportArgumentType]
+
+
+def _make(table: Mapping[str, Callable], entry: tables.Entry, choice: str, **more: Any) -> Any:
+    """What an entry of the flow's own menu picks."""
+    return tables.make(table, entry, f"objective.flow_matching.{choice}", **more)
 
 
 def _choice(knobs: Any, name: str, default: str = "none") -> tables.Entry:

@@ -291,7 +291,7 @@ class DiverseSampler:
     @cached_property
     def _selection(self) -> Selection:
         entry = self.config.sample.get("selection", {"name": "programme"})
-        return tables.make(tables.SELECTIONS, entry)
+        return tables.make(tables.SELECTIONS, entry, "sample.selection")
 
     @cached_property
     def _pruning(self) -> Pruning | None:

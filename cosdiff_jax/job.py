@@ -93,7 +93,7 @@ def prepare(config: Any) -> Job:
         objective=objective,
         frozen=frozen,
         params=params,
-        rule=tables.make(tables.OPTIMIZERS, knobs),
+        rule=tables.make(tables.OPTIMIZERS, knobs, "optimizer"),
         rate=optimizer.schedule(
             knobs.rate,
             steps=config.steps,
@@ -120,7 +120,7 @@ def _encoded(config: Any, vae: Params | None) -> groups.Source:
         raise ValueError(f"data.encoded: objective.name={config.objective.name} reads no latents")
     knobs = config.data[name]
     entry = {"name": "scenes", "scenes": knobs}
-    data = tables.make(tables.SOURCES, entry, split="train", samples=knobs.stored)
+    data = tables.make(tables.SOURCES, entry, "data", split="train", samples=knobs.stored)
     kept = latents.encode(data, modules.model("vae", config.vae), vae, knobs.folder)
     if name == "scenes_pairs":
         # Pair i is picture i of all that are stored, prompt by prompt.

@@ -42,7 +42,7 @@ def model(role: str, entry: tables.Entry) -> Any:
     Raises:
       ValueError: no such model, or no such asset.
     """
-    return tables.make(tables.MODELS[role], resolve(entry))
+    return tables.make(tables.MODELS[role], resolve(entry), role)
 
 
 def parameters(entry: tables.Entry) -> Params | None:

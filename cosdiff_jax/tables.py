@@ -58,12 +58,13 @@ Entry = Any
 """A choice of the menu: ``{"name": n, n: {knobs}, ...}``."""
 
 
-def make(table: Mapping[str, Callable], entry: Entry, **more: Any) -> Any:
+def make(table: Mapping[str, Callable], entry: Entry, field: str = "", /, **more: Any) -> Any:
     """Call the constructor that ``entry["name"]`` picks with the knobs beside it.
 
     Args:
       table: name -> constructor.
       entry: the choice.
+      field: where in the recipe it stands, for messages.
       **more: knobs that are objects already; they go before those of the entry.
 
     Raises:
@@ -71,7 +72,8 @@ def make(table: Mapping[str, Callable], entry: Entry, **more: Any) -> Any:
     """
     name = entry["name"]
     if name not in table:
-        raise ValueError(f"{name!r} is not one of {', '.join(sorted(table))}")
+        said = f"{field}.name={name!r}" if field else repr(name)
+        raise ValueError(f"{said} is not one of {', '.join(sorted(table))}")
     knobs = {key: _plain(key, value) for key, value in entry.get(name, {}).items()}
     return table[name](**{**knobs, **more})
 
@@ -88,7 +90,7 @@ def nested(constructor: Callable, **tables: Mapping[str, Callable]) -> Callable:
     # Marked with whose knobs it takes, for the test that holds menu and constructors equal.
     @functools.wraps(constructor, assigned=(), updated=())
     def build(**knobs: Any) -> Any:
-        made = {key: make(table, knobs[key]) for key, table in tables.items() if key in knobs}
+        made = {key: make(table, knobs[key], key) for key, table in tables.items() if key in knobs}
         return constructor(**{**knobs, **made})
 
     return build
@@ -203,7 +205,10 @@ WEAKER = {
 def _composed(**knobs: Any) -> composed.Composed:
     # Names of weaker fields joined by + act together.
     entry = knobs.get("weaker", {"name": "none"})
-    each = [make(WEAKER, {**entry, "name": name}) for name in entry["name"].split("+")]
+    each = [
+        make(WEAKER, {**entry, "name": name}, "guidance.composed.weaker")
+        for name in entry["name"].split("+")
+    ]
     return composed.Composed(**{**knobs, "weaker": sum(each, ())})
 
 

@@ -63,10 +63,12 @@ class Trained:
         """The recipe with these changes to its ``sample``, over which goes what was told.
 
         Raises:
-          ValueError: both choose, count steps, or say how strong guidance is, and differ.
+          ValueError: both choose, count steps, or say how strong guidance is, and differ; or what
+            was told is of an alternative that is not chosen.
         """
         _same_choices(sample or {}, self.told)
         config = _changed(_changed(self.config, sample or {}), self.told)
+        _chosen(config.sample, self.told)
         if steps is not None:
             if self.told.get("steps", steps) != steps:
                 raise ValueError(f"--sample=steps={self.told['steps']}: --steps says {steps}")
@@ -185,6 +187,33 @@ def _same_choices(method: Mapping[str, Any], told: Mapping[str, Any], above: str
             _same_choices(theirs, value, f"{above}{field}.")
         elif field == "name" and theirs not in (None, value):
             raise ValueError(f"--sample={above}name={value}: the method takes {theirs}")
+
+
+def _chosen(sample: Any, told: Mapping[str, Any], above: str = "") -> None:
+    """Refuse to be told of what then takes no part, such as DDIM's eta where Heun steps."""
+    for field, value in told.items():
+        entry = sample.get(field)
+        if not isinstance(value, Mapping) or not isinstance(entry, ConfigDict):
+            continue
+        here = f"{above}{field}."
+        if "name" in entry:
+            taking_part = [*str(entry.name).split("+"), *_also_read(sample, field)]
+            for idle in value.keys() - {"name", *taking_part}:
+                knob = next(iter(value[idle]))
+                raise ValueError(
+                    f"--sample={here}{idle}.{knob}={value[idle][knob]}: {here}name is "
+                    f"{entry.name}; choose it by --sample={here}name={idle}"
+                )
+        _chosen(entry, value, here)
+
+
+def _also_read(sample: Any, field: str) -> tuple[str, ...]:
+    """Alternatives that take part without being chosen."""
+    if field == "guidance" and sample.guidance.name == "composed":
+        return ("classifier_free",)  # its fields are the composed form's, too
+    if field == "view":
+        return (build.rollouts_view(sample)["name"],)
+    return ()
 
 
 def _with_newer_knobs(sample: Any) -> Any:

@@ -146,8 +146,8 @@ def test_times_are_spread_as_the_menu_says():
 
 
 def test_unknown_choice_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'adam' is not one of adamw, muon"):
-        tables.make(tables.OPTIMIZERS, {"name": "adam"})
+    with pytest.raises(ValueError, match=r"^optimizer\.name='adam' is not one of adamw, muon"):
+        tables.make(tables.OPTIMIZERS, {"name": "adam"}, "optimizer")
 
 
 @pytest.mark.parametrize("preset", ["", *presets.PRESETS])

@@ -390,6 +390,36 @@ def test_what_is_told_goes_before_a_methods_own_numbers_and_not_before_its_choic
         made("svgd", "repulsion.name=particle")
 
 
+@pytest.mark.parametrize(
+    ("method", "word", "chosen"),
+    [
+        ("independent", "solver.ddim.eta=0.5", "solver.name is euler"),
+        ("independent", "grid.shifted.alpha=2.0", "grid.name is uniform"),
+        ("independent", "guidance.composed.scale=2.0", "guidance.name is classifier_free"),
+        ("particle", "repulsion.svgd.weight=2.0", "repulsion.name is particle"),
+        (
+            "skip_layer",
+            "guidance.composed.weaker.autoguidance.scale=3.0",
+            "guidance.composed.weaker.name is skip_layer",
+        ),
+        ("independent", "view.vgg.pooled=True", "view.name is none"),
+        ("descent", "view.vgg.pooled=True", "view.name is none"),
+    ],
+)
+def test_what_takes_no_part_cannot_be_told(folder, method, word, chosen):
+    model = trained.load(folder, ("llm", "clip"), sample=[word])
+    choice, _, alternative = word.rpartition("=")[0].rpartition(".")[0].rpartition(".")
+    advice = f"choose it by --sample={choice}.name={alternative}"
+    with pytest.raises(ValueError, match=re.escape(f"--sample={word}: {chosen}; {advice}") + "$"):
+        diverse.DiverseSampler(model=model, method=method, steps=2)
+
+
+def test_what_a_descent_looks_through_takes_part(folder):
+    words = ["descent.name=cosine", "descent.cosine.view=latent", "view.latent.centre=False"]
+    model = trained.load(folder, ("llm", "clip"), sample=words)
+    assert not build.sampler(model.as_asked(2, None, None), model.shape).descent.feature.centre
+
+
 @pytest.mark.parametrize("method", ["independent", "skip_layer"])
 def test_how_strong_guidance_is_can_be_told_once(folder, method):
     word = "guidance.classifier_free.scale=2"

@@ -193,9 +193,8 @@ def late(guidance: Guidance, times: Float[np.ndarray, " points"], steps: int) ->
     Its intervals, those of weaker fields included, are cut just above t_k, where the first guided
     step begins: what a solver asks for within the first steps (Midpoint) has no guidance. What
     stands at t_k itself is guided, whichever step asks: the second evaluation of Heun's step k - 1
-    and the fourth of Runge-Kutta's. t = 1 is among what is left alone, so there is no
-    ``zero_start``. Where the guidance has no ``start``, its own interval, not that of weaker
-    fields, is cut above t_1 at least.
+    and the fourth of Runge-Kutta's. Where the guidance has no ``start``, its own interval, not that
+    of weaker fields, is cut above t_1 at least.
 
     Args:
       guidance: to be cut. One of another kind, without an ``interval``, is left as it is where
@@ -205,7 +204,8 @@ def late(guidance: Guidance, times: Float[np.ndarray, " points"], steps: int) ->
       steps: k; 0 changes nothing where there is a ``start``.
 
     Raises:
-      ValueError: the grid has no more than that many steps, or the guidance has no interval.
+      ValueError: the grid has no more than that many steps; the guidance has no interval, or has a
+        ``zero_start``, which stops the first step instead.
     """
     if not 0 <= steps < len(times) - 1:
         raise ValueError(f"cannot leave {steps} of {len(times) - 1} steps without guidance")
@@ -226,12 +226,15 @@ def late(guidance: Guidance, times: Float[np.ndarray, " points"], steps: int) ->
         raise ValueError(
             f"{type(form).__name__} has no interval that would leave the first steps unguided"
         )
+    if steps and getattr(form, "zero_start", False):
+        raise ValueError(
+            "guidance.composed.zero_start stops the first step, which unguided="
+            f"{steps} leaves to the caption alone: choose one of them"
+        )
     changes: dict[str, Any] = {"interval": cut(form.interval, own)}
     if steps and hasattr(form, "weaker"):
         cuts = [dataclasses.replace(w, interval=cut(w.interval, steps)) for w in form.weaker]
         changes["weaker"] = tuple(cuts)
-    if steps and hasattr(form, "zero_start"):
-        changes["zero_start"] = False
     return dataclasses.replace(form, **changes)
 
 

@@ -4,7 +4,6 @@ A grid of n steps is n + 1 times that fall from exactly 1 (noise) to exactly 0 (
 plain numbers on the host, in float64: a solver rounds them once, and t = 0 is hit exactly.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from cosdiff_jax.flow.timestep import shift
+from cosdiff_jax.flow.timestep import check_shift, has_its_clock, moved, shift
 from cosdiff_jax.flow.trajectory import RectifiedFlow, Trajectory
 
 
@@ -48,21 +47,28 @@ class Shifted:
       double: the grid that SD3's own code and the usual implementations make. They cut u at the
         shifted 1/1000, go down to it in steps - 1 equal steps and shift the result once more; the
         last step goes from there to 0. With alpha = 1 that is not quite the uniform grid.
+      trajectory: the path whose log-SNR is lower by 2 ln(alpha) than on the uniform grid; the
+        formula is that of rectified flow and of EDM.
     """
 
     alpha: float = 3.0
     double: bool = False
+    trajectory: Trajectory = field(default_factory=RectifiedFlow)
 
     def __post_init__(self):
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"sample.grid.shifted.alpha must be above 0, not {self.alpha}")
+        check_shift("sample.grid.shifted", self.alpha, self.double, self.trajectory)
 
     def __call__(self, steps: int) -> Float[np.ndarray, " points"]:
         """``steps`` + 1 times from 1 to 0."""
         u = Uniform()(steps)
         if self.double:
             u = np.append(np.linspace(1, shift(np.float64(1e-3), self.alpha), steps), 0.0)
-        return shift(u, self.alpha)
+        if has_its_clock(self.trajectory):
+            return shift(u, self.alpha)
+        # A grid is a constant of the program that is being traced.
+        with jax.ensure_compile_time_eval():
+            inner = moved(self.trajectory, jnp.asarray(u[1:-1], float), self.alpha)
+        return np.concatenate([[1.0], np.asarray(inner, np.float64), [0.0]])
 
 
 @dataclass(frozen=True, kw_only=True)

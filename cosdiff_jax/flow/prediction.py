@@ -74,7 +74,10 @@ class OneStep:
     def __post_init__(self):
         lo, hi = self.window
         if not 0 <= lo < hi <= 1:
-            raise ValueError(f"window must satisfy 0 <= lo < hi <= 1, not ({lo}, {hi})")
+            raise ValueError(
+                "objective.flow_matching.prediction.one_step.window must satisfy 0 <= lo < hi <= "
+                f"1, not ({lo}, {hi})"
+            )
 
     def __call__(
         self,

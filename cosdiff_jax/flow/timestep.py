@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from cosdiff_jax.flow.trajectory import Edm, Trajectory
+from cosdiff_jax.flow.trajectory import Edm, RectifiedFlow, Trajectory
 
 
 @runtime_checkable
@@ -254,32 +254,44 @@ class Shifted:
       times: the distribution.
       alpha: as for ``shift``.
       double: as for ``shift``.
+      trajectory: the path whose log-SNR moves by -2 ln(alpha): the one that is trained.
     """
 
     times: Times
     alpha: float = 3.0
     double: bool = False
+    trajectory: Trajectory = field(default_factory=RectifiedFlow)
 
     def __post_init__(self):
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(
-                f"objective.flow_matching.shift.alpha must be above 0, not {self.alpha}"
-            )
+        check_shift("objective.flow_matching.shift", self.alpha, self.double, self.trajectory)
 
     def __call__(self, key: jax.Array, batch: int) -> Float[Array, " B"]:
         """``batch`` times."""
-        return shift(self.times(key, batch), self.alpha, double=self.double)
+        return self._move(self.times(key, batch))
 
     def density(self, t: Float[Array, " B"]) -> Float[Array, " B"]:
         """pi(s) ds/dt at the s that is moved to t; 0 where there is none."""
-        lowest = _lowest(self.alpha) if self.double else 0.0
-        s = (shift(t, 1 / self.alpha) - lowest) / (1 - lowest)
-        slope = self.alpha / (self.alpha * (1 - t) + t) ** 2 / (1 - lowest)
-        return jnp.where(s >= 0, self.times.density(jnp.maximum(s, 0.0)) * slope, 0.0)
+        if has_its_clock(self.trajectory):
+            lowest = _lowest(self.alpha) if self.double else 0.0
+            s = (shift(t, 1 / self.alpha) - lowest) / (1 - lowest)
+            slope = self.alpha / (self.alpha * (1 - t) + t) ** 2 / (1 - lowest)
+            return jnp.where(s >= 0, self.times.density(jnp.maximum(s, 0.0)) * slope, 0.0)
+        # ds/dt = lambda'_t / lambda'_s; at the ends both are infinite, their quotient is not.
+        wide = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+        inner = jnp.clip(wide, _END, 1 - _END)
+        s = moved(self.trajectory, inner, 1 / self.alpha)
+        slope = _falls(self.trajectory, inner) / _falls(self.trajectory, s)
+        s = moved(self.trajectory, wide, 1 / self.alpha)
+        return (self.times.density(s) * slope).astype(t.dtype)
 
     def quantile(self, u: Float[Array, " B"]) -> Float[Array, " B"]:
         """The quantile of ``times``, moved."""
-        return shift(self.times.quantile(u), self.alpha, double=self.double)
+        return self._move(self.times.quantile(u))
+
+    def _move(self, t: Array) -> Array:
+        if has_its_clock(self.trajectory):
+            return shift(t, self.alpha, double=self.double)
+        return moved(self.trajectory, t, self.alpha)
 
 
 def shift(t: Any, alpha: float, *, double: bool = False) -> Any:
@@ -287,7 +299,8 @@ def shift(t: Any, alpha: float, *, double: bool = False) -> Any:
 
         t' = alpha t / (1 + (alpha - 1) t),    lambda' = lambda - 2 ln(alpha) on rectified flow
 
-    Both ends stay. The inverse is the shift by 1 / alpha; shifts multiply.
+    Both ends stay. The inverse is the shift by 1 / alpha; shifts multiply. On a path with another
+    clock ``moved`` does it.
 
     Args:
       t: times of a distribution (JAX) or of a sampler's grid (numpy, which stays numpy).
@@ -308,6 +321,38 @@ def shift(t: Any, alpha: float, *, double: bool = False) -> Any:
         t = lowest + (1 - lowest) * t
     # The denominator is 1 + (alpha - 1) t, written so that t = 1 stays 1 exactly.
     return alpha * t / ((1 - t) + alpha * t)
+
+
+def moved(trajectory: Trajectory, t: Float[Array, " B"], alpha: float) -> Float[Array, " B"]:
+    """The time where the log-SNR of a path is lower by 2 ln(alpha) than at t; its ends stay."""
+    return trajectory.time(trajectory.log_snr(t) - 2 * math.log(alpha))
+
+
+def has_its_clock(trajectory: Trajectory) -> bool:
+    """Whether a path has the log-SNR of rectified flow at every t, for which ``shift`` is made."""
+    return isinstance(trajectory, (RectifiedFlow, Edm))
+
+
+def check_shift(owner: str, alpha: float, double: bool, trajectory: Trajectory) -> None:
+    """Refuse a shift that is none, or none on this path.
+
+    Raises:
+      ValueError: naming ``owner``.
+    """
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"{owner}.alpha must be above 0, not {alpha}")
+    if has_its_clock(trajectory):
+        return
+    called = type(trajectory).__name__
+    if double:
+        raise ValueError(f"{owner}.double is SD3's, of rectified flow; {called} has only the other")
+    with jax.ensure_compile_time_eval():
+        ends = trajectory.log_snr(jnp.arange(2.0))
+    if alpha != 1 and not bool(jnp.isinf(ends).all()):
+        raise ValueError(
+            f"{owner}.alpha={alpha:g}: {called} has no time for some log-SNRs, as it does not end "
+            "in noise alone; its times cannot be shifted"
+        )
 
 
 def resolution_shift(pixels: int, reference: int) -> float:
@@ -354,6 +399,16 @@ def _check_normal(owner: str, mean: float, std: float) -> None:
 def _normal(u: Array) -> Array:
     """Phi^-1(u), at least in float32: there is no narrower one."""
     return ndtri(u.astype(jnp.promote_types(u.dtype, jnp.float32)))
+
+
+_END = 1e-6
+"""As near to 0 and 1 as a quotient of two infinite slopes is taken."""
+
+
+def _falls(trajectory: Trajectory, t: Array) -> Array:
+    """-lambda'_t / 2."""
+    (a, b), (da, db) = trajectory.coefficients(t), trajectory.rates(t)
+    return (a * db - da * b) / (a * b)
 
 
 def _lowest(alpha: float) -> float:

@@ -13,7 +13,7 @@ from cosdiff_jax.flow.composed import Composed, late, optimal_scale
 from cosdiff_jax.flow.guidance import ClassifierFree, from_weight, to_weight
 from cosdiff_jax.flow.solver import Euler, Heun, Midpoint, Remembering, RungeKutta4
 from cosdiff_jax.flow.stochastic import Edm as EdmSolver
-from cosdiff_jax.flow.trajectory import Cosine, Edm, LdmLinear, RectifiedFlow
+from cosdiff_jax.flow.trajectory import Cosine, DdpmLinear, Edm, LdmLinear, RectifiedFlow
 from cosdiff_jax.flow.weaker import (
     Autoguidance,
     Given,
@@ -263,7 +263,7 @@ def test_late_guidance_leaves_the_first_steps_of_any_grid_alone(first):
     for form in (
         ClassifierFree(scale=4.0),
         Composed(scale=4.0, weaker=(Given(backbone=weak, scale=2.0),)),
-        Composed(scale=4.0, zero_start=True),
+        Composed(scale=4.0, optimal=True),
     ):
         cut = late(form, times, first)
         for i in range(6):
@@ -273,6 +273,10 @@ def test_late_guidance_leaves_the_first_steps_of_any_grid_alone(first):
             np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="cannot leave 6 of 6 steps"):
         late(ClassifierFree(scale=4.0), times, 6)
+    still = Composed(scale=4.0, zero_start=True)
+    assert late(still, times, 0) is still
+    with pytest.raises(ValueError, match=r"zero_start .* unguided=1 .* choose one of them"):
+        late(still, times, 1)
 
 
 LATE = [
@@ -351,7 +355,7 @@ def test_an_interval_that_ends_before_guidance_begins_leaves_none():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("path", [RectifiedFlow(), Cosine(), Edm(), LdmLinear()])
+@pytest.mark.parametrize("path", [RectifiedFlow(), Cosine(), Edm(), DdpmLinear(), LdmLinear()])
 def test_nothing_is_nan_or_infinite_at_the_ends(path, dtype):
     z, t = Z.astype(dtype), jnp.array([0.0, 1e-30, 0.5, 1 - 2.0**-24, 1.0, 1.0], dtype)
     # A network that was not trained yet says nothing, or the same with every caption.

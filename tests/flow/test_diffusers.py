@@ -1,8 +1,9 @@
 """Step by step the same as diffusers' schedulers on random network outputs.
 
-What differs by convention is taken from the recording: the levels a and b at the grid points
-(theirs are those of discrete timesteps, and start just below pure noise; the last level is 0 noise
-in every case here). The solver sees them as a path over a uniform grid.
+Where their timesteps are no times of a path here, the levels a and b at the grid points are taken
+from the recording (they start just below pure noise; the last level is 0 noise in every case), and
+the solver sees them as a path over a uniform grid. Where they are, which is with "trailing"
+spacing on a published chain, the path, its times and what an output means are our own.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cosdiff_jax import tables
 from cosdiff_jax.flow import grid, multistep, solver, stochastic
 from cosdiff_jax.flow.trajectory import Trajectory
 
@@ -82,12 +84,13 @@ CASES = {
 }
 
 
-def states(method, case):
+def states(method, case, velocity=lambda output, z, t: output):
     """Every state a solver goes through when the network says what was recorded."""
     outputs, first = jnp.asarray(case["outputs"]), jnp.asarray(case["states"][0])
     # By the number of the call and not by the time, which churn moves.
     said = solver.Remembering(
-        start=lambda z: jnp.zeros((), int), ask=lambda z, t, i: (outputs[i], i + 1)
+        start=lambda z: jnp.zeros((), int),
+        ask=lambda z, t, i: (velocity(outputs[i], z, t), i + 1),
     )
     found = {0: first}
 
@@ -128,3 +131,17 @@ def test_euler_on_the_published_grid_is_the_flow_match_scheduler(shift):
     spread = grid.Shifted(alpha=float(shift), double=True)
     np.testing.assert_allclose(spread(STEPS), case["b"], atol=1e-6)
     assert error(states(solver.Euler(grid=spread), case), case) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["ddim", "dpm_2m"])
+@pytest.mark.parametrize("says", ["eps", "v", "x0"])
+@pytest.mark.parametrize("path", ["ddpm_linear", "ldm_linear"])
+def test_on_the_published_chains_all_of_it_is_our_own(path, says, method):
+    case = recorded(f"{path}/{method}_{says}")
+    made, meaning = tables.TRAJECTORIES[path](), tables.PARAMETERIZATIONS[says]()
+    times = jnp.asarray(grid.Uniform()(STEPS), jnp.float32)
+    np.testing.assert_allclose(made.coefficients(times), (case["a"], case["b"]), atol=1e-6)
+    method = {"ddim": stochastic.Ddim(), "dpm_2m": multistep.DpmSolver(order=2)}[method]
+    method = dataclasses.replace(method, trajectory=made)
+    found = states(method, case, lambda output, z, t: meaning.velocity(output, z, t, made))
+    assert error(found, case) < 1e-5

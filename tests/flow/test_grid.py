@@ -11,6 +11,7 @@ GRIDS = [
     grid.Shifted(alpha=3.0),
     grid.Shifted(alpha=0.1),
     grid.Shifted(alpha=3.0, double=True),
+    grid.Shifted(alpha=3.0, trajectory=Cosine()),
     grid.Karras(),
     grid.Karras(trajectory=LdmLinear(), largest=14.0, smallest=0.05),
     grid.Reversed(grid=grid.Karras()),

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from cosdiff_jax import build
-from cosdiff_jax.flow import composed, grid, solver, stochastic, timestep, weaker
+from cosdiff_jax.flow import composed, grid, solver, stochastic, timestep, trajectory, weaker
 from cosdiff_jax.flow.prediction import Rollout
 from cosdiff_jax.flow.trajectory import Cosine, Edm, RectifiedFlow
 from cosdiff_jax.objectives.flow_matching import FlowMatching
@@ -138,6 +138,20 @@ def test_a_shift_for_one_size_grows_with_the_latents():
     assert shifts(config)[0].alpha == 2.0
 
 
+def test_a_shift_is_of_the_path_that_is_trained():
+    config, flow = tiny()
+    config.sample.grid.name, config.sample.grid.shifted.alpha = "shifted", 3.0
+    flow.shift.alpha, flow.trajectory.name = 3.0, "cosine"
+    path = trajectory.Cosine()
+    times = timestep.Shifted(times=timestep.Uniform(), alpha=3.0, trajectory=path)
+    assert shifts(config) == (times, grid.Shifted(alpha=3.0, trajectory=path))
+    flow.trajectory.name = "ddpm_linear"
+    with pytest.raises(ValueError, match=r"^sample\.grid\.shifted\.alpha=3: DdpmLinear "):
+        build.sampler(config, PICTURES)
+    with pytest.raises(ValueError, match=r"^objective\.flow_matching\.shift\.alpha=3: Ddpm"):
+        build.objective(config)
+
+
 def test_a_recipe_that_knows_no_reference_is_as_it_was():
     config, flow = tiny()
     flow.shift.alpha, config.sample.grid.name = 2.0, "shifted"
@@ -161,5 +175,7 @@ def test_weaker_fields_joined_by_a_plus_act_together():
     with pytest.raises(ValueError, match=r"autoguidance\.path is empty"):
         build.sampler(config, PICTURES)
     entry.name = "skip_layer+blur"
-    with pytest.raises(ValueError, match="'blur' is not one of autoguidance"):
+    with pytest.raises(
+        ValueError, match=r"^guidance\.composed\.weaker\.name='blur' is not one of auto"
+    ):
         build.sampler(config, PICTURES)

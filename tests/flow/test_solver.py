@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cosdiff_jax.flow import grid, multistep, solver, stochastic
-from cosdiff_jax.flow.trajectory import Cosine, Edm, LdmLinear, RectifiedFlow
+from cosdiff_jax.flow.trajectory import Cosine, DdpmLinear, Edm, LdmLinear, RectifiedFlow
 
 SINGLE = [solver.Euler(), solver.Heun(), solver.Midpoint(), solver.RungeKutta4()]
 MULTISTEP = [
@@ -23,7 +23,7 @@ NOISY = [
 ]
 SILENT = [*SINGLE, *MULTISTEP, stochastic.Ddim(), stochastic.Edm(), stochastic.Edm(corrected=False)]
 ALL = [*SILENT, *NOISY]
-PATHS = [RectifiedFlow(), Cosine(), Edm(), LdmLinear()]
+PATHS = [RectifiedFlow(), Cosine(), Edm(), DdpmLinear(), LdmLinear()]
 KEY = jax.random.key(3)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import pathlib
 import re
 import runpy
@@ -31,6 +32,8 @@ SHIFTED = [
     timestep.Shifted(times=timestep.LogitNormal(), alpha=3.0),
     timestep.Shifted(times=timestep.Mode(scale=0.5), alpha=0.4),
     timestep.Shifted(times=timestep.Uniform(), alpha=3.0, double=True),
+    timestep.Shifted(times=timestep.Uniform(), alpha=3.0, trajectory=trajectory.Cosine()),
+    timestep.Shifted(times=timestep.LogitNormal(), alpha=0.5, trajectory=trajectory.Cosine()),
 ]
 BASES = [*PLAIN[:2], timestep.Mode(scale=1.29), timestep.CosMap(), PLAIN[-1], SHIFTED[0]]
 TIMES = PLAIN + SHIFTED + [timestep.Stratified(times=times) for times in BASES]
@@ -58,6 +61,8 @@ def below(times, t):
                 log_sigma = -0.5 * np.asarray(path.log_snr(jnp.append(t.ravel(), jnp.arange(2.0))))
             share = special.ndtr((log_sigma - mean) / std)
             return ((share[:-2] - share[-2]) / (share[-1] - share[-2])).reshape(t.shape)
+        case timestep.Shifted(times=inner, alpha=alpha, trajectory=trajectory.Cosine()):
+            return below(inner, 2 / np.pi * np.arctan(np.tan(np.pi / 2 * t) / alpha))
         case timestep.Shifted(times=inner, alpha=alpha, double=double):
             s = t / (t + alpha * (1 - t))
             if double:
@@ -200,6 +205,37 @@ def test_shift_keeps_the_ends_has_an_inverse_and_moves_the_log_snr(alpha):
     np.testing.assert_allclose(timestep.shift(moved, 1 / alpha), t, atol=1e-6)
     change = flow.log_snr(moved[1:-1]) - flow.log_snr(t[1:-1])
     np.testing.assert_allclose(change, np.full(63, -2 * np.log(alpha)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "path", [trajectory.RectifiedFlow(), trajectory.Edm(), trajectory.Cosine()]
+)
+def test_on_every_path_with_open_ends_a_shift_moves_the_log_snr_alike(path):
+    u = jnp.linspace(0.05, 0.95, 19)
+    made = timestep.Shifted(times=timestep.Uniform(), alpha=3.0, trajectory=path)
+    change = path.log_snr(made.quantile(u)) - path.log_snr(u)
+    np.testing.assert_allclose(change, np.full(19, -2 * np.log(3.0)), atol=2e-5)
+    steps = jnp.asarray(grid.Uniform()(20)[1:-1], jnp.float32)
+    spread = jnp.asarray(grid.Shifted(alpha=3.0, trajectory=path)(20)[1:-1], jnp.float32)
+    change = path.log_snr(spread) - path.log_snr(steps)
+    np.testing.assert_allclose(change, np.full(19, -2 * np.log(3.0)), atol=2e-5)
+
+
+@pytest.mark.parametrize("path", [trajectory.DdpmLinear(), trajectory.LdmLinear()])
+def test_times_of_a_chain_that_does_not_end_in_noise_are_not_shifted(path):
+    name = type(path).__name__
+    for owner, make in (
+        (
+            "objective.flow_matching.shift",
+            functools.partial(timestep.Shifted, times=timestep.Uniform()),
+        ),
+        ("sample.grid.shifted", grid.Shifted),
+    ):
+        make(alpha=1.0, trajectory=path)
+        with pytest.raises(ValueError, match=rf"^{owner}\.alpha=3: {name} .* cannot be shifted"):
+            make(alpha=3.0, trajectory=path)
+        with pytest.raises(ValueError, match=rf"^{owner}\.double .* Cosine"):
+            make(alpha=3.0, double=True, trajectory=trajectory.Cosine())
 
 
 def test_a_shifted_time_hides_a_constant_picture_as_well_at_more_pixels():
