@@ -18,7 +18,7 @@ that was stopped goes on where it was. The other metrics are of the frozen netwo
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,41 @@ def _study(folder: Path, out: Path) -> str:
     return "\n".join(f"hypervolume of {name}: {value:.4g}" for name, value in volumes.items())
 
 
+# What says how pictures are drawn, and what goes with each way that does not measure any.
+DRAWING = ("method", "candidates", "steps", "guidance", "sample", "ema")
+MODES = {
+    "study": ("study",),
+    "write_prompts": ("write_prompts", "prompts", "num", "seed"),
+    "metric": ("metric", "model", "workdir", "prompts", "num", "seed"),
+}
+ALWAYS = ("out", "page", "distributed")
+
+
+def check_flags(told: Collection[str], metric: str) -> None:
+    """Refuse what was said on the command line and would change nothing.
+
+    Args:
+      told: the flags of this command that were said.
+      metric: what is measured.
+
+    Raises:
+      ValueError: naming the first such flag.
+    """
+    modes = [name for name in ("study", "write_prompts") if name in told]
+    modes += ["metric"] * (metric != "pictures")
+    if modes:
+        idle = [name for name in told if name not in (*MODES[modes[0]], *ALWAYS)]
+        called = f"metric={metric}" if modes[0] == "metric" else modes[0]
+        reason = f"has no part in --{called}"
+    elif "images" in told and not {"model", "workdir"} & set(told):
+        idle = [name for name in told if name in DRAWING]
+        reason = "says how a model draws, and --images are measured as they are"
+    else:
+        return
+    if idle:
+        raise ValueError(f"--{idle[0]} {reason}")
+
+
 def _steps(flag: int | None, sample: Sequence[str]) -> int | None:
     """The flag's number, or the usual one unless ``--sample`` tells another."""
     told = any(change.partition("=")[0] == "steps" for change in sample)
@@ -220,6 +255,8 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     out = Path(FLAGS.out or Path(*FLAGS.workdir[:1]) / f"evaluation_{FLAGS.metric}")
     try:
+        own = FLAGS.get_flags_for_module(sys.modules[__name__])
+        check_flags([flag.name for flag in own if flag.present], FLAGS.metric)
         if FLAGS.study:
             out = Path(FLAGS.out or Path(FLAGS.study) / "report")
             text = _study(Path(FLAGS.study), out)

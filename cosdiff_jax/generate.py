@@ -386,6 +386,10 @@ def main(argv: list[str]) -> None:
     }
     source = FLAGS.workdir or FLAGS.model
     try:
+        if FLAGS.workdir and FLAGS["model"].present:
+            raise ValueError("--workdir and --model both say what draws: name one of them")
+        if FLAGS["rows"].present and FLAGS.layout == "grid":
+            raise ValueError("--rows is of --layout=geneval: a grid is drawn at once")
         prompts = asked(FLAGS.prompt, FLAGS.prompts_file, FLAGS.prompts_form)
         if FLAGS.layout == "geneval":
             drawn = generate_folders(source, prompts, rows=FLAGS.rows, **options)
@@ -397,6 +401,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        if FLAGS.layout == "grid":
+            sys.exit("stopped; the same command begins again")
         sys.exit("stopped; every folder written is whole, and the same command goes on")
     print(f"{said}, in {time.monotonic() - began:.0f} s")
 

@@ -56,6 +56,29 @@ def test_without_a_page_the_numbers_are_the_same_and_nothing_is_drawn_for_it(fol
         }
 
 
+@pytest.mark.parametrize(
+    ("told", "metric", "said"),
+    [
+        (("study", "out"), "pictures", None),
+        (("study", "num"), "pictures", "--num has no part in --study"),
+        (("write_prompts", "prompts", "num", "seed"), "pictures", None),
+        (("write_prompts", "model"), "pictures", "--model has no part in --write_prompts"),
+        (("metric", "workdir", "num"), "vae", None),
+        (("metric", "steps"), "vae", "--steps has no part in --metric=vae"),
+        (("images", "prompts", "num", "clip"), "pictures", None),
+        (("images", "ema"), "pictures", "--ema says how a model draws, and --images are measured"),
+        (("images", "model", "steps"), "pictures", None),
+        (("steps", "method"), "pictures", None),
+    ],
+)
+def test_what_would_change_nothing_is_refused(told, metric, said):
+    if said is None:
+        evaluate.check_flags(told, metric)
+        return
+    with pytest.raises(ValueError, match=f"^{said}"):
+        evaluate.check_flags(told, metric)
+
+
 def test_methods_are_columns_of_their_own(folder, tmp_path):
     found = evaluate.pictures(
         asked(folder, methods=("independent", "max_min"), candidates=4), tmp_path

@@ -630,15 +630,18 @@ def test_a_folder_without_a_model_is_named_and_left_alone(tmp_path):
         trained.load(str(tmp_path))
 
 
-def test_the_command_ends_with_one_line_and_no_traceback():
-    done = subprocess.run(
-        [sys.executable, "-m", "cosdiff_jax.generate", "--workdir=/nowhere", "--prompt=a"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--workdir=/nowhere"], "no model in '/nowhere'"),
+        (["--workdir=/nowhere", "--model=fusion_base"], "--workdir and --model both say"),
+        (["--rows=8"], "--rows is of --layout=geneval"),
+    ],
+)
+def test_the_command_ends_with_one_line_and_no_traceback(options, said):
+    done = command("--prompt=a", *options)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: no model in '/nowhere'")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {said}")
     assert "Traceback" not in done.stderr
 
 
