@@ -5,6 +5,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PY := .venv/bin/python
 WORKDIR ?= runs/fusion_div
 
+# The tests start some hundreds of commands. Where a shell forbids to keep what Python compiles, each
+# compiles all that it imports anew, which is more than half of its time.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: env train test unit slow lint notebooks bench assets clean
 
 env: .venv/ready

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 
+# As in the Makefile, for pytest called by itself.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Said in the environment, for the commands that tests start compile the same programs.
